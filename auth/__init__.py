@@ -1,0 +1,1 @@
+"""Who is speaking: people (login) and mail (SPF, DKIM, DMARC, ARC)."""

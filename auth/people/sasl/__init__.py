@@ -1,0 +1,1 @@
+"""SASL mechanisms: one sans-IO file each."""

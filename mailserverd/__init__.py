@@ -1,0 +1,1 @@
+"""The daemon: everything that is neither wire, storage nor authentication."""

@@ -1,0 +1,1 @@
+"""Generic configuration: TOML to checked values, with path-precise errors."""

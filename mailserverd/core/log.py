@@ -1,0 +1,62 @@
+"""Structured logs: one JSON line per event on standard error, no secrets, no bodies.
+
+``get_logger("smtp").info("message-accepted", message="m1", size=5120)`` writes
+``{"event": "message-accepted", "component": "smtp", "level": "info", ...}``.
+Connection-wide context (peer, session id) is bound inside the connection's task.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import IO, Any
+
+import orjson
+import structlog
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+SECRET_KEYS = frozenset({"password", "secret", "token", "credentials", "authorization"})
+
+
+def get_logger(component: str) -> structlog.stdlib.BoundLogger:
+    """Return a logger whose lines bear the component's name."""
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(component=component)
+    return logger
+
+
+def configure(
+    level: str = "info", form: str = "json", stream: IO[str] | None = None
+) -> None:
+    """Set the level (debug info warning error) and form (json or text) of all logs."""
+    target = stream or sys.stderr
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=target.isatty())
+        if form == "text"
+        else structlog.processors.JSONRenderer(serializer=_dumps)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _redact,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(target),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=target, force=True)
+
+
+def _dumps(event: dict[str, Any], **_: object) -> str:
+    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode(
+        errors="replace"
+    )
+
+
+def _redact(_logger: object, _name: str, event: Any) -> Any:
+    for key in SECRET_KEYS & event.keys():
+        event[key] = "[redacted]"
+    return event

@@ -1,0 +1,1 @@
+"""The only Twisted code: listeners, TLS and transport glue."""

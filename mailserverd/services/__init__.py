@@ -1,0 +1,1 @@
+"""The use cases: async, no wire formats, no SQL, no Twisted."""

@@ -1,0 +1,1 @@
+"""Checks at arrival: one file each, in the order of the tuple below."""

@@ -1,0 +1,1 @@
+"""Wire and conversation; one folder per protocol, none knows another."""

@@ -1,0 +1,1 @@
+"""IMAP base commands: one file each."""

@@ -1,0 +1,1 @@
+"""IMAP grammar: bytes to commands, responses to bytes."""

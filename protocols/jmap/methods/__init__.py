@@ -1,0 +1,1 @@
+"""JMAP methods: one file each."""

@@ -1,0 +1,1 @@
+"""JMAP grammar: requests, references, errors, ids."""

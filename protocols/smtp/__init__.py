@@ -1,0 +1,1 @@
+"""SMTP: the receiving side on aiosmtpd, and a sans-IO client."""

@@ -1,0 +1,1 @@
+"""SMTP extensions: one file each."""

@@ -1,0 +1,1 @@
+"""SMTP grammar: commands, parameters, addresses, replies."""

@@ -1,0 +1,1 @@
+"""Metadata shards, directory and queue: the only SQLAlchemy."""
