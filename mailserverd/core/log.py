@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import IO, Any
+from typing import Any, TextIO
 
 import orjson
 import structlog
@@ -25,7 +25,7 @@ def get_logger(component: str) -> structlog.stdlib.BoundLogger:
 
 
 def configure(
-    level: str = "info", form: str = "json", stream: IO[str] | None = None
+    level: str = "info", form: str = "json", stream: TextIO | None = None
 ) -> None:
     """Set the level (debug info warning error) and form (json or text) of all logs."""
     target = stream or sys.stderr
