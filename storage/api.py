@@ -1,0 +1,126 @@
+"""Storage roles: the smallest contracts, with their promises.
+
+Each role has one conformance suite under ``tests/contract`` that every engine
+passes.  A failing engine raises ``MailError`` with a temporary kind (UNAVAILABLE,
+STORAGE_FULL); it never pretends that something does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from mailserverd.core.types import Access
+    from storage.model import BlobRef
+
+A = TypeVar("A")
+R = TypeVar("R")
+Row = tuple[Any, ...]
+
+
+class Statement(Protocol):
+    """A SQL statement, compiled once per dialect (``storage.metadata.sql``)."""
+
+
+class Tx(Protocol):
+    """One transaction (or savepoint) as a unit of work sees it: synchronous."""
+
+    now: float  # seconds since the epoch, taken once per batch
+
+    def all(
+        self, statement: Statement, params: Mapping[str, object] = ...
+    ) -> list[Row]:
+        """Return all rows."""
+
+    def one(
+        self, statement: Statement, params: Mapping[str, object] = ...
+    ) -> Row | None:
+        """Return the first row, or None."""
+
+    def run(self, statement: Statement, params: Mapping[str, object] = ...) -> int:
+        """Execute and return the number of rows it touched."""
+
+    def many(self, statement: Statement, rows: Sequence[Mapping[str, object]]) -> None:
+        """Execute once per row, in one call to the driver."""
+
+
+Work = Callable[[Tx, int, A], R]
+"""A unit of work: a module-level function ``work(tx, account, args) -> result``.
+
+Arguments and result are plain data.  It may run twice (a lost batch is rerun),
+may run in another process, and does nothing outside the database.  Raising undoes
+what it did and nothing else of its batch.
+"""
+
+
+class Database(Protocol):
+    """One database: a metadata shard, the directory, or the queue."""
+
+    async def write(self, work: Work[A, R], account: int, args: A) -> R:
+        """Run a writing unit; durable when it returns.
+
+        Units of concurrent callers share one commit.  The order in which units
+        ran is the order in which they are committed.
+        """
+
+    async def read(self, work: Work[A, R], account: int, args: A) -> R:
+        """Run a reading unit on one snapshot, which includes every write that
+        has returned."""
+
+    async def close(self) -> None:
+        """Finish what is pending, then close."""
+
+
+class MetadataStore(Protocol):
+    """All shards: finds an account's database by the directory."""
+
+    async def write(self, access: Access, work: Work[A, R], args: A) -> R:
+        """``Database.write`` on the account's shard."""
+
+    async def read(self, access: Access, work: Work[A, R], args: A) -> R:
+        """``Database.read`` on the account's shard."""
+
+    def shard_of(self, account: int) -> int:
+        """Return the shard's position, to group recipients; NOT_FOUND otherwise."""
+
+
+class BlobStore(Protocol):
+    """Immutable bytes, addressed by where they lie and checked by their hash."""
+
+    async def put(self, data: bytes | Sequence[bytes | memoryview]) -> BlobRef:
+        """Store bytes (a sequence is one blob in chunks); durable on return.
+
+        Concurrent puts share one sync.  Raises STORAGE_FULL or UNAVAILABLE; then
+        nothing was acknowledged.
+        """
+
+    async def put_file(self, file: BinaryIO, size: int) -> BlobRef:
+        """Store ``size`` octets from a file's start without holding them in memory."""
+
+    async def read(self, ref: BlobRef, start: int = 0, end: int | None = None) -> bytes:
+        """Return content[start:end]; UNAVAILABLE when missing or damaged."""
+
+    def stream(
+        self, ref: BlobRef, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield content[start:end] in chunks of at most 256 KiB."""
+
+    def expect(self, change: int) -> None:
+        """Say that ``change`` more (or, negative, fewer) puts are about to come, so
+        that a batch may wait a moment for them."""
+
+    async def close(self) -> None:
+        """Finish what is pending, then close."""
+
+
+class Bus(Protocol):
+    """Hints: "account 7 reached 1042".  Losing one loses nothing."""
+
+    def publish(self, account: int, modseq: int) -> None:
+        """Tell every subscriber of this account; never raises."""
+
+    def subscribe(
+        self, account: int, callback: Callable[[int, int], None]
+    ) -> Callable[[], None]:
+        """Call ``callback(account, modseq)`` on each hint; returns unsubscribe."""
