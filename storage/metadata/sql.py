@@ -7,7 +7,8 @@ constant and a unit of work only binds parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,31 +18,61 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import Boolean
 
 if TYPE_CHECKING:
+    from sqlalchemy import Dialect
     from sqlalchemy.sql.elements import ClauseElement
 
 SQLITE = sqlite.dialect(paramstyle="named")
+BOUND = re.compile(r"(?<!:):(\w+)")
 
 
 class Sql:
-    """A statement that knows its text in each dialect, compiled on first use."""
+    """A statement that knows its text in each dialect, compiled on first use.
 
-    __slots__ = ("_clause", "_sqlite")
+    ``columns`` limits what an INSERT or UPDATE without ``values()`` sets: each
+    is bound under its own name.  Constants inside the clause (``c.n + 1``,
+    ``c.state == "queued"``) are rendered into the text.
+    """
 
-    def __init__(self, clause: ClauseElement) -> None:
+    __slots__ = ("_clause", "_columns", "_sqlite")
+
+    def __init__(self, clause: ClauseElement, columns: Sequence[str] = ()) -> None:
         self._clause = clause
+        self._columns = list(columns) or None
         self._sqlite = ""
 
     @property
     def sqlite(self) -> str:
         """The text for SQLite, with ``:name`` parameters."""
         if not self._sqlite:
-            self._sqlite = str(
-                self._clause.compile(
-                    dialect=SQLITE,
-                    compile_kwargs={"literal_binds": False},
-                )
-            )
+            self._sqlite = _compile(self._clause, self._columns, SQLITE)
         return self._sqlite
+
+
+def _compile(clause: ClauseElement, columns: list[str] | None, dialect: Dialect) -> str:
+    compiled: Any = clause.compile(
+        dialect=dialect,
+        column_keys=columns,
+        compile_kwargs={"render_postcompile": True},
+    )
+    required = {name for name, bind in compiled.binds.items() if bind.required}
+    constants = {
+        name: _literal(value)
+        for name, value in compiled.construct_params(_check=False).items()
+        if name not in required
+    }
+    return BOUND.sub(lambda m: constants.get(m[1], m[0]), str(compiled))
+
+
+def _literal(value: object) -> str:
+    match value:
+        case None:
+            return "NULL"
+        case bool() | int():
+            return str(int(value))
+        case bytes():
+            return f"X'{value.hex()}'"
+        case _:
+            return "'" + str(value).replace("'", "''") + "'"
 
 
 def p(name: str) -> BindParameter[Any]:
