@@ -20,10 +20,10 @@ import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 import dns.ttl
-import idna
 
 from mailserverd.core.log import get_logger
 from mailserverd.core.metrics import counter, histogram
+from mailserverd.core.names import a_labels
 from mailserverd.core.ports import DnsAnswer, DnsStatus
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class CachingResolver:
         found = self._cached(key)
         if found is not None:
             return found
-        ascii_name = normalise(name)
+        ascii_name = a_labels(name)
         if ascii_name is None:
             return DnsAnswer(DnsStatus.NO_NAME, error="not a domain name")
         if ascii_name != name:
@@ -247,22 +247,6 @@ def parse_server(text: str) -> tuple[str, int]:
     if not 0 < number < 1 << 16:
         raise ValueError(f"not a port: {port}")
     return str(ipaddress.ip_address(host)), number
-
-
-def normalise(name: str) -> str | None:
-    """Return the name as lower-case A-labels without final dot; None if it is none."""
-    if not name.isascii():
-        try:
-            name = idna.encode(name, uts46=True).decode()
-        except (idna.IDNAError, UnicodeError):
-            return None
-    name = name.lower().removesuffix(".")
-    max_name, max_label = 253, 63
-    if not 0 < len(name) <= max_name:
-        return None
-    if not all(0 < len(label) <= max_label for label in name.split(".")):
-        return None
-    return name
 
 
 def _host(name: dns.name.Name) -> str:
