@@ -1,0 +1,85 @@
+"""``mailserverd config check | example | diff``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from typing import Any
+
+import click
+
+from mailserverd.cli import common
+from mailserverd.config.example import example, toml
+from mailserverd.config.load import ConfigError
+from mailserverd.config.schema import REQUIRED
+from mailserverd.settings import Settings, read
+
+INTRO = (
+    "mailserverd.toml: every key with its meaning and default. Files in conf.d/*.toml "
+    'beside it override it key by key. Any value may be { file = "path" }.'
+)
+
+
+@click.group("config")
+def group() -> None:
+    """Check, show and compare the configuration."""
+
+
+@group.command()
+@common.options
+def check(config: str, as_json: bool) -> None:
+    """Report every mistake with file, line and what would be right."""
+    try:
+        read(config)
+    except ConfigError as error:
+        if as_json:
+            common.emit(
+                {
+                    "ok": False,
+                    "problems": [dataclasses.asdict(p) for p in error.problems],
+                }
+            )
+        else:
+            for problem in error.problems:
+                click.echo(str(problem), err=True)
+        sys.exit(os.EX_CONFIG)
+    if as_json:
+        common.emit({"ok": True, "problems": []})
+    else:
+        click.echo(f"{config}: ok")
+
+
+@group.command("example")
+def example_() -> None:
+    """Print a commented example file."""
+    click.echo(example(Settings, INTRO), nl=False)
+
+
+@group.command()
+@common.options
+def diff(config: str, as_json: bool) -> None:
+    """Print what differs from the defaults."""
+    found = dict(_differences(common.settings(config)))
+    if as_json:
+        common.emit(found)
+    else:
+        for key, value in found.items():
+            click.echo(f"{key} = {toml(value)}")
+
+
+def _differences(settings: Settings) -> Any:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, tuple):
+            for number, item in enumerate(value, 1):
+                yield from _fields(f"{field.name}[{number}]", item)
+        else:
+            yield from _fields(field.name, value)
+
+
+def _fields(prefix: str, instance: Any) -> Any:
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if field.default is REQUIRED or value != field.default:
+            yield f"{prefix}.{field.name}", value

@@ -1,0 +1,114 @@
+"""The control socket: commands to a running daemon, one JSON object per line.
+
+Request ``{"command": "account.add", "args": {...}}``; replies are any number of
+``{"progress": {...}}`` lines and at last ``{"result": ...}`` or
+``{"error": {"kind": "NOT_FOUND", "text": "..."}}``.  Only the daemon's own user and
+root may speak (the socket is 0600 and the peer's uid is checked).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.log import get_logger
+
+if TYPE_CHECKING:
+    import pathlib
+
+log = get_logger("control")
+Progress = Callable[[dict[str, Any]], None]
+Handler = Callable[[str, dict[str, Any], Progress], Awaitable[Any]]
+LINE_LIMIT = 1 << 20
+
+
+async def serve(path: pathlib.Path, handler: Handler) -> asyncio.Server:
+    """Listen on ``path``; a stale socket of a dead daemon is replaced."""
+    path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, before serving
+    old = os.umask(0o177)
+    try:
+        return await asyncio.start_unix_server(
+            lambda r, w: _session(r, w, handler), str(path), limit=LINE_LIMIT
+        )
+    finally:
+        os.umask(old)
+
+
+async def _session(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler
+) -> None:
+    try:
+        if not _permitted(writer.get_extra_info("socket")):
+            return
+        while line := await reader.readline():
+            _send(writer, await _answer(line, writer, handler))
+            await writer.drain()
+    except (ConnectionError, ValueError):
+        return  # the client left, or its line was longer than the limit
+    finally:
+        writer.close()
+
+
+def _permitted(sock: Any) -> bool:
+    size = struct.calcsize("3i")
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    _pid, uid, _gid = struct.unpack("3i", raw)
+    if uid in {0, os.geteuid()}:
+        return True
+    log.warning("control-refused", uid=uid)
+    return False
+
+
+async def _answer(
+    line: bytes, writer: asyncio.StreamWriter, handler: Handler
+) -> dict[str, Any]:
+    def progress(state: dict[str, Any]) -> None:
+        _send(writer, {"progress": state})
+
+    try:
+        request = orjson.loads(line)
+        command, args = str(request["command"]), dict(request.get("args") or {})
+        return {"result": await handler(command, args, progress)}
+    except MailError as error:
+        return {"error": {"kind": error.kind.name, "text": error.text}}
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return {"error": {"kind": Kind.INVALID.name, "text": "malformed request"}}
+    except Exception:
+        log.exception("control-failed")
+        return {"error": {"kind": Kind.INTERNAL.name, "text": "see the daemon's log"}}
+
+
+def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+    writer.write(orjson.dumps(message, default=str) + b"\n")
+
+
+async def call(
+    path: pathlib.Path, command: str, args: dict[str, Any], progress: Progress
+) -> Any:
+    """Send one command to a running daemon and return its result.
+
+    Raises ConnectionError or FileNotFoundError when no daemon listens, and the
+    daemon's MailError.
+    """
+    reader, writer = await asyncio.open_unix_connection(str(path), limit=64 << 20)
+    try:
+        _send(writer, {"command": command, "args": args})
+        while line := await reader.readline():
+            reply = orjson.loads(line)
+            if "progress" in reply:
+                progress(reply["progress"])
+            elif "error" in reply:
+                error = reply["error"]
+                raise MailError(Kind[error["kind"]], error["text"])
+            else:
+                return reply["result"]
+        raise MailError(Kind.UNAVAILABLE, "the daemon closed the connection")
+    finally:
+        writer.close()

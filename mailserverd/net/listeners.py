@@ -1,0 +1,101 @@
+"""Listening sockets: bound by us or inherited from systemd, for both frameworks."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from twisted.protocols.tls import TLSMemoryBIOFactory
+
+from mailserverd.core.log import get_logger
+from mailserverd.net import systemd
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from mailserverd.net.tls import Certificates
+
+log = get_logger("net")
+BACKLOG = 1024
+
+
+class ListenError(Exception):
+    """An address cannot be listened on; the text says which and why."""
+
+
+@dataclasses.dataclass(slots=True)
+class Listener:
+    """One open listener; ``stop`` refuses new connections, open ones live on."""
+
+    protocol: str
+    address: str
+    stop: Callable[[], Any]
+
+
+def sockets(address: str) -> list[socket.socket]:
+    """Bind ``host:port`` or take what systemd passed as ``systemd:NAME``."""
+    kind, _, name = address.partition(":")
+    if kind == "systemd":
+        return _inherited_sockets(name)
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        sock.bind((host, int(port)))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
+    return [sock]
+
+
+def _inherited_sockets(name: str) -> list[socket.socket]:
+    descriptors = systemd.inherited().get(name, [])
+    if not descriptors:
+        raise ListenError(
+            f"systemd passed no socket named {name}: "
+            f"is there a socket unit with FileDescriptorName={name}?"
+        )
+    found = [socket.socket(fileno=os.dup(fd)) for fd in descriptors]
+    for sock in found:
+        sock.setblocking(False)
+    return found
+
+
+def listen_twisted(
+    reactor: Any, sock: socket.socket, factory: Any, certificates: Certificates | None
+) -> Callable[[], Any]:
+    """Serve a Twisted factory; with certificates, TLS from the first byte."""
+    if certificates is not None:
+        factory = TLSMemoryBIOFactory(
+            certificates, isClient=False, wrappedFactory=factory
+        )
+    port: Any = reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
+    sock.close()  # the reactor has its own duplicate
+    stop: Callable[[], Any] = port.stopListening
+    return stop
+
+
+async def listen_asyncio(
+    sock: socket.socket,
+    factory: Callable[[], asyncio.BaseProtocol],
+    context: ssl.SSLContext | None,
+) -> Callable[[], Any]:
+    """Serve an asyncio protocol factory; with a context, TLS from the first byte."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        factory,
+        sock=sock,
+        ssl=context,
+        ssl_handshake_timeout=30 if context else None,
+    )
+    return server.close
