@@ -136,12 +136,12 @@ def choice(*values: str) -> Kind:
 
 
 def url(*schemes: str) -> Kind:
-    """A URL with one of the schemes that an engine exists for."""
+    """A URL with one of the schemes that an engine exists for, or empty."""
 
     def parse(raw: Any) -> str:
         value = _text(raw)
         scheme, colon, _ = value.partition(":")
-        if not colon or scheme not in schemes:
+        if value and (not colon or scheme not in schemes):
             raise ValueError(
                 "must be a URL beginning with " + " or ".join(f"{s}:" for s in schemes)
             )

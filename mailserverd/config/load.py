@@ -34,6 +34,8 @@ class _Source:
 
     def locate(self, problem: Problem, fallback: str) -> Problem:
         """Return the problem with the file and line of its nearest known key."""
+        if problem.file:
+            return problem
         path = problem.path
         while path and path not in self.places:
             path = path[:-1]
