@@ -151,6 +151,7 @@ def make(
     base = free_base()
     names = [arg for a in accounts for arg in ("--account", a)]
     names += [arg for d in domains for arg in ("--domain", d)]
+    names += ["--hostname", hostname]
     subprocess.run(
         [
             *COMMAND,
