@@ -1,0 +1,193 @@
+"""What the collector, ``blobs verify`` and ``blobs stats`` need.  All of it blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.log import get_logger
+from storage.blobs.file.layout import GONE, OPEN, SEALED, Layout
+from storage.blobs.file.reader import Reader, check_header, damaged
+from storage.segments import (
+    RECORD_HEADER,
+    Damage,
+    Found,
+    Payload,
+    ReadAt,
+    SegmentError,
+    check_payload,
+    read_footer,
+    scan,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from storage.blobs.file.appender import Appender
+    from storage.model import BlobRef
+
+log = get_logger("blobs")
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """A segment as the directory shows it; ``modified`` in seconds since the epoch."""
+
+    segment: int
+    sealed: bool
+    octets: int
+    modified: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SegmentReport:
+    """What verifying a segment found."""
+
+    segment: int
+    records: int
+    octets: int
+    damage: tuple[Damage, ...]
+
+
+class Maintenance:
+    """Lists, verifies, rewrites and removes segments; safe in any thread."""
+
+    def __init__(self, layout: Layout, reader: Reader, appender: Appender) -> None:
+        self._layout = layout
+        self._files = layout.files
+        self._reader = reader
+        self._appender = appender
+
+    def segments(self) -> list[SegmentInfo]:
+        """Return all segments in the order of their numbers."""
+        found = []
+        for number, suffix in self._layout.numbers().items():
+            try:
+                stat = os.stat(self._layout.path(number, suffix))
+            except FileNotFoundError:  # sealed or removed since it was listed
+                continue
+            if suffix != GONE:
+                sealed = suffix == SEALED
+                found.append(SegmentInfo(number, sealed, stat.st_size, stat.st_mtime))
+        return found
+
+    def blobs(self, segment: int) -> list[BlobRef]:
+        """Return the refs of all records that a segment holds, readable ones only
+        when its footer is missing or damaged."""
+        with self._reader.using(segment) as fd:
+            read_at, size = self._read_at(fd), self._files.size(fd)
+            try:
+                return read_footer(read_at, size)[1]
+            except SegmentError:
+                found = scan(read_at, size, self._layout.store)
+                return [item.ref for item in found if isinstance(item, Found)]
+
+    def _read_at(self, fd: int) -> ReadAt:
+        return lambda offset, length: self._files.read(fd, length, offset)
+
+    # --- verify ---
+
+    def verify(self, segment: int) -> SegmentReport:
+        """Read a whole segment and compare every checksum and hash."""
+        with self._reader.using(segment) as fd:
+            read_at, size = self._read_at(fd), self._files.size(fd)
+            damage: list[Damage] = []
+            end, listed = self._footer(read_at, size, segment, damage)
+            records, met = 0, set()
+            for item in scan(read_at, end, self._layout.store, content=True):
+                if isinstance(item, Found):
+                    records += 1
+                    met.add(item.offset)
+                elif listed or item.end != end:  # a tail may be under way
+                    damage.append(item)
+        damage += [
+            Damage(ref.offset, ref.offset + RECORD_HEADER + ref.length, "listed")
+            for ref in listed
+            if ref.offset not in met and not _within(ref.offset, damage)
+        ]
+        return SegmentReport(segment, records, size, tuple(damage))
+
+    def _footer(
+        self, read_at: ReadAt, size: int, segment: int, damage: list[Damage]
+    ) -> tuple[int, list[BlobRef]]:
+        """Return where the records end, and the footer's refs when it is sealed."""
+        try:
+            return read_footer(read_at, size)
+        except SegmentError as e:
+            if not os.path.exists(self._layout.path(segment, OPEN)):
+                damage.append(Damage(size, size, f"footer: {e}"))
+            return size, []
+
+    # --- rewrite and remove ---
+
+    def rewrite(self, refs: Iterable[BlobRef]) -> dict[BlobRef, BlobRef]:
+        """Copy records into one new sealed segment; return old -> new, durable.
+
+        What is damaged is left out (and logged): its segment must stay.
+        """
+        sound = [r for r in sorted(refs, key=_place) if self._is_sound(r)]
+        if not sound:
+            return {}
+        copies = self._appender.write_sealed(self._payloads(sound))
+        return dict(zip(sound, copies, strict=True))
+
+    def _is_sound(self, ref: BlobRef) -> bool:
+        try:
+            with self._reader.using(ref.segment) as fd:
+                read_at = self._read_at(fd)
+                record = check_header(read_at(ref.offset, RECORD_HEADER), ref)
+                found = Found(ref.offset, record)
+                check_payload(read_at, found, found.end, content=True)
+        except (SegmentError, OSError) as e:
+            damaged(ref, e)
+            return False
+        return True
+
+    def _payloads(self, refs: Sequence[BlobRef]) -> Iterator[Payload]:
+        for ref in refs:
+            with self._reader.using(ref.segment) as fd:
+                header = self._files.read(fd, RECORD_HEADER, ref.offset)
+                record = check_header(header, ref)
+                yield Payload(
+                    _Chunks(self._read_at(fd), ref.offset + RECORD_HEADER, ref.length),
+                    *(ref.length, ref.size, ref.hash, ref.codec),
+                    *(record.crc, ref.key),
+                )
+
+    def retire(self, segment: int) -> None:
+        """Take a sealed segment out of the store; ``give_back`` frees its blocks.
+
+        INVALID for one that is not sealed, or the newest (its number must not be
+        used again).
+        """
+        numbers = self._layout.numbers()
+        if numbers.get(segment) != SEALED or segment == max(numbers):
+            raise MailError(Kind.INVALID, f"segment {segment} cannot be removed")
+        path = self._layout.path
+        self._files.rename(path(segment, SEALED), path(segment, GONE))
+        self._reader.forget(segment)
+        log.info("segment-removed", segment=segment)
+
+
+class _Chunks:
+    """A stored payload, read again each time it is iterated over."""
+
+    def __init__(self, read_at: ReadAt, start: int, length: int) -> None:
+        self._read_at = read_at
+        self._start = start
+        self._end = start + length
+
+    def __iter__(self) -> Iterator[bytes]:
+        for offset in range(self._start, self._end, _CHUNK):
+            yield self._read_at(offset, min(_CHUNK, self._end - offset))
+
+
+def _place(ref: BlobRef) -> tuple[int, int]:
+    return ref.segment, ref.offset
+
+
+def _within(offset: int, damage: Iterable[Damage]) -> bool:
+    return any(d.offset <= offset < d.end for d in damage)
