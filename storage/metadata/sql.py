@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from sqlalchemy import BindParameter, ColumnElement, bindparam
@@ -113,7 +113,7 @@ def ids(values: Any) -> bytes:
     return orjson.dumps(list(values))
 
 
-Marked = Callable[..., Any]
+Marked = TypeVar("Marked", bound=Callable[..., Any])
 EMPTY: Mapping[str, object] = {}
 
 

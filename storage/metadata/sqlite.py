@@ -12,6 +12,7 @@ import asyncio
 import collections
 import concurrent.futures
 import dataclasses
+import os
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from mailserverd.core.metrics import counter, histogram
+from storage.metadata.lease import Lease
+from storage.metadata.meta import EMPTY as EMPTY_META
+from storage.metadata.meta import check_meta, read_meta
 from storage.metadata.sql import EMPTY
 
 if TYPE_CHECKING:
@@ -88,10 +92,17 @@ class _Unit:
 
 
 class SqliteDatabase:
-    """One SQLite file, owned by this process."""
+    """One SQLite file, owned by this process.
 
-    def __init__(self, path: str, clock: Clock, *, name: str = "shard") -> None:
+    With a ``kind`` the file must hold a database of that kind at this release's
+    schema (UNAVAILABLE says what to run otherwise), and ``uuid`` is its identity.
+    """
+
+    def __init__(
+        self, path: str, clock: Clock, *, name: str = "shard", kind: str = ""
+    ) -> None:
         self.path = path
+        self.uuid = b""
         self.name = name
         self._clock = clock
         self._pending: collections.deque[_Unit] = collections.deque()
@@ -99,13 +110,32 @@ class SqliteDatabase:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._writer = connect(path)
-        self._inline = connect(path)
+        self._lease = Lease(path)
+        try:
+            self._writer = self._open(kind)
+            self._inline = connect(path)
+        except BaseException:
+            self._lease.release()
+            raise
         thread = concurrent.futures.ThreadPoolExecutor
         self._commits = thread(1, f"{name}-commit")
         self._reads = thread(READERS, f"{name}-read")
         self._free: collections.deque[sqlite3.Connection] = collections.deque()
         self._labels = (COMMITS.labels(name), UNITS.labels(name))
+
+    def _open(self, kind: str) -> sqlite3.Connection:
+        """Open the writer's connection on a database that passes its checks."""
+        try:
+            if kind and not os.path.exists(self.path):
+                check_meta(EMPTY_META, kind, self.path)
+            connection = connect(self.path)
+            if kind:
+                meta = read_meta(connection)
+                check_meta(meta, kind, self.path)
+                self.uuid = meta.uuid
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+        return connection
 
     async def write(self, work: Work[A, R], account: int, args: A) -> R:
         """Run a writing unit; durable when it returns."""
@@ -140,6 +170,7 @@ class SqliteDatabase:
         await asyncio.to_thread(self._commits.shutdown)
         for connection in (self._writer, self._inline, *self._free):
             connection.close()
+        self._lease.release()
 
     # --- reading --------------------------------------------------------------
 

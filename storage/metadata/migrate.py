@@ -1,0 +1,140 @@
+"""Making and migrating databases: schema versions, identity, faults.
+
+An empty database gets its tables at once; an older one goes through Alembic, which
+is imported only then.  Synchronous: commands and the start of the daemon use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sqlite3
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, MetaData, create_engine, insert
+from sqlalchemy.pool import StaticPool
+
+from mailserverd.core.errors import Kind, MailError
+from storage.metadata.lease import Lease
+from storage.metadata.meta import (
+    ALEMBIC_TABLE,
+    EMPTY,
+    META,
+    META_TABLE,
+    SCHEMAS,
+    Meta,
+    read_meta,
+    revision,
+)
+from storage.metadata.sqlite import connect, translate
+
+if TYPE_CHECKING:
+    from mailserverd.core.ports import Clock
+
+TABLES = {
+    "shard": ("storage.metadata.tables", "SHARD"),
+    "directory": ("storage.metadata.directory_tables", "DIRECTORY"),
+    "queue": ("storage.metadata.queue_tables", "QUEUE"),
+}
+MIGRATIONS = "storage.metadata.migrations"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Migrated:
+    """What ``migrate`` did: ``before`` is 0 for a database that was made."""
+
+    meta: Meta
+    before: int
+
+
+def tables_of(kind: str) -> MetaData:
+    """Return the tables of a kind as this release writes them."""
+    module, name = TABLES[kind]
+    found: MetaData = getattr(importlib.import_module(module), name)
+    return found
+
+
+def inspect(path: str) -> Meta:
+    """Read a database's meta row without taking it; ``EMPTY`` when there is none."""
+    if not os.path.exists(path) or not os.path.getsize(path):
+        return EMPTY
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            return read_meta(connection)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def migrate(path: str, kind: str, clock: Clock) -> Migrated:
+    """Make an empty database, or bring an older one to this release's schema.
+
+    UNAVAILABLE when it is in use, is of another kind, or needs a newer release.
+    """
+    lease = Lease(path)
+    try:
+        return _migrate(path, kind, clock)
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+    finally:
+        lease.release()
+
+
+def _migrate(path: str, kind: str, clock: Clock) -> Migrated:
+    raw = connect(path)
+    engine = create_engine(
+        "sqlite://", creator=lambda: raw, poolclass=StaticPool, isolation_level=None
+    )
+    try:
+        before = read_meta(raw)
+        if before.schema and before.kind != kind:
+            raise MailError(
+                Kind.UNAVAILABLE, f"{path}: holds a {before.kind}, not a {kind}"
+            )
+        if before.needs > SCHEMAS[kind]:
+            raise MailError(
+                Kind.UNAVAILABLE, f"{path}: was made by a newer mailserverd"
+            )
+        if before.schema < SCHEMAS[kind]:
+            with engine.connect() as connection:
+                raw.execute("BEGIN IMMEDIATE")
+                try:
+                    if before.schema:
+                        _upgrade(connection, kind)
+                    else:
+                        _create(connection, kind, int(clock.now()))
+                    raw.execute("COMMIT")
+                finally:
+                    if raw.in_transaction:
+                        raw.execute("ROLLBACK")
+        return Migrated(read_meta(raw), before.schema)
+    finally:
+        engine.dispose()
+        raw.close()
+
+
+def _create(connection: Connection, kind: str, now: int) -> None:
+    META.create_all(connection)
+    tables_of(kind).create_all(connection)
+    schema = SCHEMAS[kind]
+    connection.execute(insert(ALEMBIC_TABLE).values(version_num=revision(schema)))
+    connection.execute(
+        insert(META_TABLE).values(
+            id=1,
+            kind=kind,
+            uuid=uuid.uuid4().bytes,
+            schema_version=schema,
+            needs_version=schema,
+            created=now,
+        )
+    )
+
+
+def _upgrade(connection: Connection, kind: str) -> None:
+    """Run Alembic's revisions of one kind inside the open transaction."""
+    runner: Any = importlib.import_module(MIGRATIONS)
+    runner.upgrade(connection, kind, revision(SCHEMAS[kind]))
