@@ -1,0 +1,263 @@
+"""The MIME scanner: one walk over the octets yields the tree with its offsets.
+
+RFC 2045, 2046 and 2049 as far as mail follows them.  Nothing in a message makes
+it fail; what cannot be understood is text/plain (RFC 2045 section 5.2), and what
+exceeds a limit is opaque.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+from mailserverd.mail.headers import BLANK, FIELD
+from mailserverd.mail.octets import search
+from mailserverd.mail.params import (
+    TEXT_PLAIN,
+    ContentType,
+    parse_content_type,
+)
+from mailserverd.mail.transfer import is_identity
+from mailserverd.mail.words import unfold
+
+if TYPE_CHECKING:
+    from mailserverd.mail.octets import Octets
+
+MAX_DEPTH = 50  # multiparts and enclosed messages around a part
+MAX_PARTS = 1000
+MAX_HEADER = 512 << 10  # octets of header blocks that are read, in the whole message
+_MAX_NEAR_MISSES = 10_000  # lines that start like a delimiter and are none
+_MAX_PADDING = 200  # white space after a delimiter
+_MESSAGE = ContentType("message", "rfc822", (), b"")
+_OPAQUE = ContentType("application", "octet-stream", (), b"")
+_MESSAGES = frozenset({"rfc822", "global"})
+
+
+class Entity:
+    """A MIME entity while it is being found; ``model.Part`` is what is kept.
+
+    ``first`` and ``last`` map lower-case field names to raw values; they differ
+    where a field is repeated: MIME takes the first, JMAP the last.
+    """
+
+    __slots__ = (
+        "body_end",
+        "body_start",
+        "children",
+        "content",
+        "first",
+        "header_start",
+        "index",
+        "last",
+        "nested",
+        "parent",
+        "section",
+    )
+
+    def __init__(self, index: int, parent: int, start: int) -> None:
+        self.index = index
+        self.parent = parent
+        self.header_start = start
+        self.body_start = start
+        self.body_end = start
+        self.section = ""
+        self.content = TEXT_PLAIN
+        self.first: dict[bytes, bytes] = {}
+        self.last: dict[bytes, bytes] = {}
+        self.children: list[Entity] = []
+        self.nested = False
+
+
+class _Delimiter(NamedTuple):
+    start: int  # of its line
+    after: int  # where the next part starts
+    closing: bool
+
+
+class _Place(NamedTuple):
+    """Where an entity stands."""
+
+    parent: int
+    depth: int
+    prefix: str  # the section that its children's numbers are appended to
+    numbered: bool  # the prefix is the entity's own number: it is a body part
+    digest: bool  # inside multipart/digest
+    boundary: bytes  # of the enclosing multipart
+    outer: int  # where the enclosing multipart must end
+
+
+_ROOT = _Place(-1, 0, "", False, False, b"", 0)
+
+
+def scan(octets: Octets) -> Scan:
+    """Find all entities of a message."""
+    found = Scan(octets)
+    found.entity(0, len(octets), _ROOT)
+    return found
+
+
+class Scan:
+    """The walk and its result: ``entities`` in the order of their headers."""
+
+    def __init__(self, octets: Octets) -> None:
+        self._octets = octets
+        self._header_budget = MAX_HEADER
+        self._near_misses = 0
+        self.entities: list[Entity] = []
+        self.received = 0  # Received fields of the message itself
+
+    def entity(self, start: int, limit: int, place: _Place) -> Entity:
+        """Find the entity inside [start, limit) and all that it encloses."""
+        entity = Entity(len(self.entities), place.parent, start)
+        self.entities.append(entity)
+        entity.body_start = self._header(entity, start, limit)
+        entity.body_end = limit
+        raw = entity.first.get(b"content-type")
+        if raw is not None:
+            entity.content = parse_content_type(raw)
+        elif place.digest:
+            entity.content = _MESSAGE
+        if entity.content.type == "multipart":
+            self._multipart(entity, limit, place)
+            if entity.children:
+                return entity
+            beyond = place.depth >= MAX_DEPTH or len(self.entities) >= MAX_PARTS
+            entity.content = _OPAQUE if beyond else TEXT_PLAIN
+        self._leaf_section(entity, place)
+        if entity.content.type == "message" and self._encloses(entity, place.depth):
+            self._enclosed(entity, place)
+        return entity
+
+    def _leaf_section(self, entity: Entity, place: _Place) -> None:
+        if place.numbered:
+            entity.section = place.prefix
+        elif place.parent >= 0:  # the only part of an enclosed message
+            entity.section = f"{place.prefix}.1"
+
+    def _encloses(self, entity: Entity, depth: int) -> bool:
+        """Whether a message/* part can be walked into: its octets are not encoded."""
+        encoding = entity.first.get(b"content-transfer-encoding", b"")
+        return (
+            entity.content.subtype in _MESSAGES
+            and is_identity(encoding_name(encoding))
+            and depth < MAX_DEPTH
+            and len(self.entities) < MAX_PARTS
+        )
+
+    def _enclosed(self, entity: Entity, place: _Place) -> None:
+        inside = _Place(
+            entity.index,
+            place.depth + 1,
+            entity.section or "1",
+            False,
+            False,
+            place.boundary,
+            place.outer,
+        )
+        child = self.entity(entity.body_start, entity.body_end, inside)
+        child.nested = True
+        entity.children.append(child)
+        entity.body_end = max(entity.body_end, child.body_end)
+
+    def _header(self, entity: Entity, start: int, limit: int) -> int:
+        """Read a header block; return where the body starts."""
+        octets = self._octets
+        if octets[start : min(start + 2, limit)] == b"\r\n":
+            return start + 2
+        if octets[start : min(start + 1, limit)] == b"\n":
+            return start + 1
+        blank = search(BLANK, octets, start, limit)
+        end, body_start = (blank.start() + 1, blank.end()) if blank else (limit, limit)
+        size = min(end - start, self._header_budget)
+        self._header_budget -= size
+        block = octets[start : start + size]
+        found = FIELD.findall(block)
+        lower = [(name.lower(), value) for name, value in found]
+        entity.last = last = dict(lower)
+        if len(last) != len(lower):
+            entity.first = dict(reversed(lower))
+        else:
+            entity.first = last
+        if not entity.index and b"received" in last:
+            self.received = sum([name == b"received" for name, _ in lower])
+        if b"" in last and size == end - start:
+            body_start = _junk(block, start, body_start, blank is not None)
+        return body_start
+
+    def _multipart(self, entity: Entity, limit: int, place: _Place) -> None:
+        boundary = entity.content.boundary
+        if not boundary or place.depth >= MAX_DEPTH:
+            return
+        if boundary == place.boundary:  # broken senders nest equal boundaries
+            limit = place.outer
+        needle = b"\n--" + boundary
+        numbers = itertools.count(1)
+        dot = f"{place.prefix}." if place.prefix else ""
+        digest = entity.content.subtype == "digest"
+        here = self._delimiter(needle, entity.body_start - 1, limit)
+        while here and not here.closing and len(self.entities) < MAX_PARTS:
+            following = self._delimiter(needle, here.after - 1, limit)
+            if following is None and here.after >= limit and entity.children:
+                break
+            end = self._part_end(here.after, following.start if following else limit)
+            section = f"{dot}{next(numbers)}"
+            inside = _Place(
+                entity.index, place.depth + 1, section, True, digest, boundary, limit
+            )
+            child = self.entity(here.after, max(end, here.after), inside)
+            entity.children.append(child)
+            if child.body_end > end:  # it ended the equal boundary itself
+                following = self._delimiter(needle, child.body_end - 1, limit)
+            here = following
+        if entity.children:
+            entity.section = place.prefix
+            if boundary == place.boundary:
+                entity.body_end = here.after if here else limit
+
+    def _part_end(self, start: int, newline: int) -> int:
+        """Leave out the line end that belongs to the delimiter (RFC 2046 5.1.1)."""
+        if newline > start and self._octets[newline - 1 : newline] == b"\r":
+            return newline - 1
+        return newline
+
+    def _delimiter(self, needle: bytes, start: int, limit: int) -> _Delimiter | None:
+        """Find the next delimiter line; its newline lies at or after ``start``."""
+        octets = self._octets
+        while (place := octets.find(needle, max(start, 0), limit)) >= 0:
+            after = place + len(needle)
+            end = octets.find(b"\n", after, min(after + _MAX_PADDING, limit))
+            at_end = end < 0 and after + _MAX_PADDING >= limit
+            if end >= 0 or at_end:
+                line = octets[after : limit if at_end else end].rstrip(b" \t\r")
+                if line in {b"", b"--"}:
+                    return _Delimiter(place, limit if at_end else end + 1, bool(line))
+            self._near_misses += 1
+            if self._near_misses > _MAX_NEAR_MISSES:
+                return None
+            start = after
+        return None
+
+
+def _junk(block: bytes, start: int, body_start: int, blank: bool) -> int:
+    """Decide where the body starts when lines of the header block are no fields.
+
+    Lines between fields are ignored (mbox "From ", broken folding).  Lines after
+    the last field, or all lines when none is a field, are already the body.
+    Without a blank line the header ends at the first of them.
+    """
+    last_field = 0
+    for match in FIELD.finditer(block):
+        if match[1] is not None:
+            last_field = match.end()
+        elif last_field and not blank:
+            return start + last_field
+    if last_field == len(block):
+        return body_start
+    return start + last_field
+
+
+def encoding_name(raw: bytes) -> str:
+    """Return a Content-Transfer-Encoding in lower case, "7bit" when empty."""
+    if b";" in raw or b"(" in raw or b"\n" in raw:
+        raw = unfold(raw).partition(b";")[0].partition(b"(")[0]
+    return raw.strip(b" \t\r\"'").lower().decode("latin-1") or "7bit"
