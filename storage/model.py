@@ -101,6 +101,16 @@ class AccountState:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NewAccount:
+    """What a shard needs to know of a new account; ``address`` makes an identity."""
+
+    address: str = ""
+    name: str = ""
+    quota_limit: int = 0  # octets; 0 is unlimited
+    epoch: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class MailboxList:
     """All mailboxes of an account at one modseq, in path order."""
 
@@ -163,7 +173,8 @@ class AddEmail:
     ``mailboxes`` are ids; ``roles`` are found by role, and made when missing
     (delivery names ``inbox`` or ``junk``).  With an ``acceptance`` the unit is
     idempotent: a second run returns the first result with ``duplicate`` true.
-    ``check_quota`` raises OVER_QUOTA when the message would not fit.
+    ``check_quota`` raises OVER_QUOTA when the message would not fit.  The system
+    flags may hold ``DELETED_BIT`` (APPEND with ``\\Deleted``).
     """
 
     email: NewEmail
