@@ -136,6 +136,12 @@ class Dovecot:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(20)
 
+    @property
+    def pid(self) -> int:
+        """The master's pid."""
+        assert self._process is not None
+        return self._process.pid
+
     def log(self) -> str:
         """Return the log."""
         path = self.home / "dovecot.log"
