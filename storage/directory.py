@@ -148,6 +148,7 @@ class Login:
     address: str
     state: str
     credentials: tuple[Credential, ...]
+    stamp: int = 0  # the directory's version at the account's last change
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,38 +15,12 @@ if TYPE_CHECKING:
 
 PAGE_TICKS = os.sysconf("SC_CLK_TCK")
 WORDS = (
-    "the",
-    "quick",
-    "report",
-    "on",
-    "our",
-    "meeting",
-    "about",
-    "project",
-    "plans",
-    "for",
-    "next",
-    "week",
-    "please",
-    "find",
-    "attached",
-    "figures",
-    "budget",
-    "review",
-    "draft",
-    "comments",
-    "thanks",
-    "regards",
-    "invoice",
-    "delivery",
-    "schedule",
-    "customer",
-    "release",
-    "server",
-    "update",
-    "question",
-    "answer",
-    "tomorrow",
+    "the quick report on our meeting about project plans for next week please "
+    "find attached figures budget review draft comments thanks regards invoice "
+    "delivery schedule customer release server update question answer tomorrow"
+).split()
+
+
 )
 
 

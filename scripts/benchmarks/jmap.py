@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 USER, PASSWORD = imap.USER, imap.PASSWORD
-PROPERTIES = [
+PROPERTIES = (
+    "id threadId mailboxIds keywords from to subject receivedAt size preview "
+    "hasAttachment"
+).split()
     "id",
     "threadId",
     "mailboxIds",

@@ -80,6 +80,11 @@ ACCOUNT_COLUMNS = (
 ACCOUNT_BY_ID = Sql(
     select(*ACCOUNT_COLUMNS).where(ACCOUNT.c.account_id == p("account"))
 )
+LOGIN_BY_ID = Sql(
+    select(ACCOUNT.c.address, ACCOUNT.c.state, ACCOUNT.c.version).where(
+        ACCOUNT.c.account_id == p("account")
+    )
+)
 CREDENTIALS = Sql(
     select(
         CREDENTIAL.c.credential_id,
@@ -173,11 +178,13 @@ def login(tx: Tx, _account: int, address: tuple[str, str]) -> Login | None:
 @inline
 def login_of(tx: Tx, account_id: int, _args: None) -> Login | None:
     """Return what authentication needs of an account."""
-    row = tx.one(ACCOUNT_BY_ID, {"account": account_id})
+    row = tx.one(LOGIN_BY_ID, {"account": account_id})
     if row is None:
         return None
+    address, state, stamp = row
     found = tx.all(CREDENTIALS, {"account": account_id})
-    return Login(row[0], row[1], row[4], tuple(Credential(*r) for r in found))
+    credentials = tuple(Credential(*r) for r in found)
+    return Login(account_id, address, state, credentials, stamp)
 
 
 @inline

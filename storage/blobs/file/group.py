@@ -65,7 +65,7 @@ class GroupCommit:
         self._waiting: list[Waiting] = []
         self._octets = 0
         self._busy = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._had = 0  # how many were waiting when the timer was set
         self._idle = asyncio.Event()
         self._idle.set()
@@ -91,8 +91,9 @@ class GroupCommit:
     def expect(self, change: int) -> None:
         """Change the number of puts that are about to come."""
         self._expected = max(self._expected + change, 0)
-        if self._timer and not self._expected:
-            self._consider()
+        if self._timer and not self._expected:  # the last one puts in this very step
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_soon(self._start)
 
     def _consider(self) -> None:
         """Start a batch unless one is running or waiting is better."""

@@ -109,6 +109,7 @@ class FileBlobStore:
             if level
             else None
         )
+        self._closed = False
         self._memory = asyncio.Semaphore(_IN_MEMORY)
 
     @classmethod
@@ -135,6 +136,9 @@ class FileBlobStore:
         except OSError as e:
             self._layout.close()
             raise failure(e, "blob store cannot be opened") from e
+        except BaseException:
+            self._layout.close()
+            raise
 
     async def _own_pool(self, work: Callable[..., T], *args: object) -> T:
         """``Offload`` for whoever brings none."""
@@ -145,6 +149,7 @@ class FileBlobStore:
 
     async def close(self) -> None:
         """Finish what is pending, then close."""
+        self._closed = True
         await self._group.close()
         self._appender.close()
         self._reader.close()
@@ -158,12 +163,11 @@ class FileBlobStore:
         """Store bytes (a sequence is one blob in chunks); durable on return."""
         chunks = (data,) if isinstance(data, bytes) else data
         size = sum(map(len, chunks))
-        if size <= INLINE:
-            return await self._group.put(prepare(chunks, self._compressor))
-        payload = await self._run(prepare, chunks)
-        if size < self.options.large:
-            return await self._group.put(payload)
-        return await self._put_large(payload)
+        if size >= self.options.large:
+            return await self._put_large(await self._run(prepare, chunks))
+        if size > INLINE:
+            return await self._group.put(await self._run(prepare, chunks))
+        return await self._group.put(prepare(chunks, self._compressor))
 
     async def put_file(self, file: BinaryIO, size: int) -> BlobRef:
         """Store ``size`` octets from a file's start without holding them in memory."""
@@ -173,6 +177,8 @@ class FileBlobStore:
         return await self._put_large(await self._run(_prepare_file, file, size))
 
     async def _put_large(self, payload: Payload) -> BlobRef:
+        if self._closed:
+            raise MailError(Kind.UNAVAILABLE, "blob store is closed")
         refs = await self._run(self._write_sealed, (payload,))
         return refs[0]
 
