@@ -21,9 +21,6 @@ WORDS = (
 ).split()
 
 
-)
-
-
 @dataclasses.dataclass
 class Figure:
     """One measured figure of one server."""

@@ -22,18 +22,6 @@ PROPERTIES = (
     "id threadId mailboxIds keywords from to subject receivedAt size preview "
     "hasAttachment"
 ).split()
-    "id",
-    "threadId",
-    "mailboxIds",
-    "keywords",
-    "from",
-    "to",
-    "subject",
-    "receivedAt",
-    "size",
-    "preview",
-    "hasAttachment",
-]
 
 
 async def post(
