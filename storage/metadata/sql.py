@@ -94,6 +94,10 @@ class InIds(ColumnElement[bool]):
         self.column = column
         self.name = name
 
+    def self_group(self, against: Any = None) -> InIds:
+        """Stay as it is: ``(... IN ...) = 1`` would keep SQLite from an index."""
+        return self
+
 
 @compiles(InIds, "sqlite")
 def _in_ids_sqlite(element: InIds, compiler: Any, **kwargs: Any) -> str:
