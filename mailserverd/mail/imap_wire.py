@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from mailserverd.mail.addrlist import Address, parse_addresses
-from mailserverd.mail.words import unfold
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mailserverd.mail.addrlist import Address
     from mailserverd.mail.model import Part
 
 _PLAIN = bytes(set(range(1, 128)) - set(b'\r\n"\\'))  # as it is inside quotes
@@ -41,45 +39,36 @@ def nstring(text: bytes | str | None) -> bytes:
     return string(text if isinstance(text, bytes) else text.encode())
 
 
-def envelope(
-    fields: dict[bytes, bytes], addresses: dict[bytes, list[Address]]
-) -> bytes:
-    """Render ENVELOPE from raw field values by lower-case name.
+def render_envelope(fields: dict[bytes, bytes], wires: dict[bytes, bytes]) -> bytes:
+    """Render ENVELOPE from unfolded values by lower-case field name.
 
-    ``addresses`` collects the parsed address fields, for those who need them too.
-    Encoded words stay encoded; Sender and Reply-To default to From.
+    ``wires`` holds the address fields as ``render_addresses`` gives them.  Encoded
+    words stay encoded; Sender and Reply-To default to From.
     """
-    wire = {}
-    for name in (b"from", b"sender", b"reply-to", b"to", b"cc", b"bcc"):
-        raw = fields.get(name)
-        if raw is None:
-            wire[name] = b"NIL"
-            continue
-        addresses[name] = parsed = parse_addresses(raw)
-        wire[name] = _addresses(parsed)
-    author = wire[b"from"]
+    author = wires.get(b"from", b"NIL")
+    sender = wires.get(b"sender", b"NIL")
+    reply_to = wires.get(b"reply-to", b"NIL")
     return b"(%b %b %b %b %b %b %b %b %b %b)" % (
         _field(fields, b"date"),
         _field(fields, b"subject"),
         author,
-        author if wire[b"sender"] == b"NIL" else wire[b"sender"],
-        author if wire[b"reply-to"] == b"NIL" else wire[b"reply-to"],
-        wire[b"to"],
-        wire[b"cc"],
-        wire[b"bcc"],
+        author if sender == b"NIL" else sender,
+        author if reply_to == b"NIL" else reply_to,
+        wires.get(b"to", b"NIL"),
+        wires.get(b"cc", b"NIL"),
+        wires.get(b"bcc", b"NIL"),
         _field(fields, b"in-reply-to"),
         _field(fields, b"message-id"),
     )
 
 
 def _field(fields: dict[bytes, bytes], name: bytes) -> bytes:
-    raw = fields.get(name)
-    if raw is None:
-        return b"NIL"
-    return string(unfold(raw).strip(b" \t"))
+    value = fields.get(name)
+    return b"NIL" if value is None else string(value.strip(b" \t"))
 
 
-def _addresses(addresses: list[Address]) -> bytes:
+def render_addresses(addresses: list[Address]) -> bytes:
+    """Render an address field of ENVELOPE."""
     if not addresses:
         return b"NIL"
     return b"(%b)" % b"".join([_address(address) for address in addresses])

@@ -6,15 +6,22 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
+from mailserverd.mail.addrlist import parse_addresses
 from mailserverd.mail.charsets import decode_charset, guess
 from mailserverd.mail.dates import parse_date
 from mailserverd.mail.headers import as_text, jmap_addresses, message_ids
-from mailserverd.mail.imap_wire import envelope, render_body, render_bodystructure
+from mailserverd.mail.imap_wire import (
+    render_addresses,
+    render_body,
+    render_bodystructure,
+    render_envelope,
+)
 from mailserverd.mail.jmap_body import has_attachment, split_bodies
 from mailserverd.mail.model import ParsedMessage, Part
 from mailserverd.mail.octets import open_octets
@@ -27,16 +34,15 @@ from mailserverd.mail.parts import (
     part_id,
 )
 from mailserverd.mail.scanner import Entity, Scan, encoding_name, scan
-from mailserverd.mail.text import TextExtractor, header_lines
+from mailserverd.mail.text import TextExtractor
 from mailserverd.mail.threads import base_subject, thread_keys
 from mailserverd.mail.transfer import TransferDecoder, decode_transfer
-from mailserverd.mail.words import unfold
 
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Sequence
 
-    from mailserverd.mail.addrlist import Address
+    from mailserverd.mail.headers import EmailAddress
     from mailserverd.mail.octets import Octets
 
 __all__ = [
@@ -52,16 +58,9 @@ __all__ = [
 ]
 
 Fields = dict[bytes, bytes]
-Addresses = dict[bytes, "list[Address]"]
-
-_ADDRESS_PROPERTIES = (
-    ("sender", b"sender"),
-    ("from", b"from"),
-    ("to", b"to"),
-    ("cc", b"cc"),
-    ("bcc", b"bcc"),
-    ("replyTo", b"reply-to"),
-)
+_CACHED = 300  # octets; longer address fields seldom come again
+_ADDRESS_FIELDS = (b"from", b"sender", b"reply-to", b"to", b"cc", b"bcc")
+_SEARCHED_FIELDS = (b"from", b"to", b"cc", b"bcc")
 _LIST_FIELDS = (b"list-id", b"list-post", b"list-unsubscribe", b"list-help")
 _BULK = frozenset({b"bulk", b"list", b"junk"})
 
@@ -74,85 +73,140 @@ def parse(raw: bytes | mmap.mmap | memoryview) -> ParsedMessage:
     """
     octets = open_octets(raw)
     found = scan(octets)
-    root = found.entities[0]
-    fields = root.last
-    addresses: Addresses = {}
-    wire = envelope(fields, addresses)
+    fields = found.entities[0].last
     parts = _parts(octets, found)
     bodies = split_bodies(parts)
-    attached = has_attachment(parts, bodies)
     extractor = TextExtractor(octets, parts)
-    summary = _summary(fields, addresses, attached, extractor.preview(bodies))
-    base = base_subject(summary["subject"] or "")
-    date = parse_date(fields[b"date"]) if b"date" in fields else None
-    summary["sentAt"] = date.jmap() if date else None
+    root = _Root(fields)
+    date = root.date
+    attached = has_attachment(parts, bodies)
     return ParsedMessage(
         size=len(octets),
-        header_size=root.body_start,
-        envelope=wire,
+        header_size=parts[0].body_start,
+        envelope=root.envelope(),
         bodystructure=render_bodystructure(parts),
-        list_json=orjson.dumps(summary),
+        list_json=root.list_json(attached, extractor.preview(bodies)),
         part_table=dump_parts(parts),
         parts=parts,
         sent_at=date.epoch if date else None,
-        message_id=(summary["messageId"] or [""])[0],
-        thread_keys=_thread_keys(fields, base),
-        base_subject=base,
-        sort_from=_sort_key(summary["from"]),
-        sort_to=_sort_key(summary["to"]),
+        message_id=guess(root.ids[0][0]) if root.ids[0] else "",
+        thread_keys=thread_keys(itertools.chain(*root.ids), root.base_subject),
+        base_subject=root.base_subject,
+        sort_from=root.sort_key(b"from"),
+        sort_to=root.sort_key(b"to"),
         has_attachment=attached,
-        search_headers=header_lines(fields),
+        search_headers=root.search_lines(),
         search_text=extractor.search_text(bodies),
         auto_generated=_auto_generated(fields),
         received_count=found.received,
     )
 
 
-def _summary(
-    fields: Fields, addresses: Addresses, attached: bool, preview: str
-) -> dict[str, Any]:
-    """The JMAP properties that lists show (RFC 8621 section 4.1)."""
-    summary: dict[str, Any] = {
-        "messageId": _ids(fields, b"message-id"),
-        "inReplyTo": _ids(fields, b"in-reply-to"),
-        "references": _ids(fields, b"references"),
-    }
-    for name, field in _ADDRESS_PROPERTIES:
-        known = addresses.get(field)
-        summary[name] = None if known is None else jmap_addresses(known)
-    subject = fields.get(b"subject")
-    summary["subject"] = None if subject is None else as_text(subject)
-    summary["sentAt"] = None
-    summary["hasAttachment"] = attached
-    summary["preview"] = preview
-    return summary
+class _AddressField(NamedTuple):
+    """An address field in the forms that are kept of it."""
+
+    wire: bytes  # of ENVELOPE
+    jmap: list[EmailAddress]
+    text: str  # for search
 
 
-def _ids(fields: Fields, name: bytes) -> list[str] | None:
-    raw = fields.get(name)
-    return [guess(found) for found in message_ids(raw)] or None if raw else None
+def _address_field(value: bytes) -> _AddressField:
+    return _cached_field(value) if len(value) <= _CACHED else _render_field(value)
 
 
-def _thread_keys(fields: Fields, base: str) -> tuple[bytes, ...]:
-    ids: list[bytes] = []
-    for name in (b"message-id", b"in-reply-to", b"references"):
-        if raw := fields.get(name):
-            ids += message_ids(raw)
-    return thread_keys(ids, base)
+def _render_field(value: bytes) -> _AddressField:
+    parsed = parse_addresses(value)
+    jmap = jmap_addresses(parsed)
+    shown = [
+        f"{one['name']} <{one['email']}>" if one["name"] else one["email"] or ""
+        for one in jmap
+    ]
+    return _AddressField(render_addresses(parsed), jmap, ", ".join(shown))
 
 
-def _sort_key(addresses: list[dict[str, str | None]] | None) -> str:
-    """What RFC 5957 sorts by: the first display name, or the address."""
-    if not addresses:
-        return ""
-    return (addresses[0]["name"] or addresses[0]["email"] or "").casefold()
+# The same people write to the same people, and lists to their members.
+_cached_field = functools.lru_cache(maxsize=1024)(_render_field)
+
+
+class _Root:
+    """The header of the message itself, in the forms that are kept of it."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+        self._addresses = {
+            name: _address_field(fields[name])
+            for name in _ADDRESS_FIELDS
+            if name in fields
+        }
+        subject = fields.get(b"subject")
+        self.subject = None if subject is None else as_text(subject)
+        self.base_subject = base_subject(self.subject) if self.subject else ""
+        self.date = parse_date(fields[b"date"]) if b"date" in fields else None
+        self.ids = (
+            self._ids(b"message-id"),
+            self._ids(b"in-reply-to"),
+            self._ids(b"references"),
+        )
+
+    def _ids(self, name: bytes) -> list[bytes]:
+        value = self._fields.get(name)
+        return message_ids(value) if value else []
+
+    def envelope(self) -> bytes:
+        """Render ENVELOPE."""
+        wires = {name: field.wire for name, field in self._addresses.items()}
+        return render_envelope(self._fields, wires)
+
+    def list_json(self, attached: bool, preview: str) -> bytes:
+        """Render the JMAP properties that lists show (RFC 8621 section 4.1)."""
+        message_id, in_reply_to, references = [
+            [guess(one) for one in found] or None for found in self.ids
+        ]
+        properties = {
+            "messageId": message_id,
+            "inReplyTo": in_reply_to,
+            "references": references,
+            "sender": self._jmap(b"sender"),
+            "from": self._jmap(b"from"),
+            "to": self._jmap(b"to"),
+            "cc": self._jmap(b"cc"),
+            "bcc": self._jmap(b"bcc"),
+            "replyTo": self._jmap(b"reply-to"),
+            "subject": self.subject,
+            "sentAt": self.date.jmap() if self.date else None,
+            "hasAttachment": attached,
+            "preview": preview,
+        }
+        return orjson.dumps(properties)
+
+    def _jmap(self, name: bytes) -> list[EmailAddress] | None:
+        field = self._addresses.get(name)
+        return field.jmap if field else None
+
+    def sort_key(self, name: bytes) -> str:
+        """What RFC 5957 sorts by: the first display name, or the address."""
+        addresses = self._jmap(name)
+        if not addresses:
+            return ""
+        return (addresses[0]["name"] or addresses[0]["email"] or "").casefold()
+
+    def search_lines(self) -> str:
+        """Return the searchable fields decoded, one ``name: value`` a line."""
+        lines = [
+            f"{name.decode()}: {self._addresses[name].text}"
+            for name in _SEARCHED_FIELDS
+            if name in self._addresses
+        ]
+        if self.subject is not None:
+            lines.append(f"subject: {self.subject}")
+        return "\n".join(lines)
 
 
 def _auto_generated(fields: Fields) -> bool:
     """RFC 3834 section 2: nobody waits for an answer to this message."""
     submitted = fields.get(b"auto-submitted")
     if submitted is not None:
-        word = unfold(submitted).partition(b";")[0].partition(b"(")[0]
+        word = submitted.partition(b";")[0].partition(b"(")[0]
         if word.strip().lower() != b"no":
             return True
     if any(name in fields for name in _LIST_FIELDS):
@@ -175,7 +229,13 @@ def _part(entity: Entity, lines: int) -> Part:
     parsed = parse_disposition(disposition) if disposition else None
     wire = b""
     if entity.children and content.type == "message":
-        wire = envelope(entity.children[0].last, {})
+        inside = entity.children[0].last
+        wires = {
+            name: _address_field(inside[name]).wire
+            for name in _ADDRESS_FIELDS
+            if name in inside
+        }
+        wire = render_envelope(inside, wires)
     return Part(
         entity.section,
         entity.parent,
@@ -201,7 +261,7 @@ def _part(entity: Entity, lines: int) -> Part:
 
 def _value(fields: Fields, name: bytes) -> str:
     raw = fields.get(name)
-    return guess(unfold(raw).strip()) if raw else ""
+    return guess(raw.strip()) if raw else ""
 
 
 def _languages(fields: Fields) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ exceeds a limit is opaque.
 from __future__ import annotations
 
 import itertools
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from mailserverd.mail.headers import BLANK, FIELD
@@ -29,6 +30,7 @@ MAX_HEADER = 512 << 10  # octets of header blocks that are read, in the whole me
 _MAX_NEAR_MISSES = 10_000  # lines that start like a delimiter and are none
 _MAX_PADDING = 200  # white space after a delimiter
 _MESSAGE = ContentType("message", "rfc822", (), b"")
+_LINE = re.compile(rb"([^\s:]++)[ \t]*+:([^\n]*+)\n?|[^\n]*+\n|[^\n]++")
 _OPAQUE = ContentType("application", "octet-stream", (), b"")
 _MESSAGES = frozenset({"rfc822", "global"})
 
@@ -36,8 +38,8 @@ _MESSAGES = frozenset({"rfc822", "global"})
 class Entity:
     """A MIME entity while it is being found; ``model.Part`` is what is kept.
 
-    ``first`` and ``last`` map lower-case field names to raw values; they differ
-    where a field is repeated: MIME takes the first, JMAP the last.
+    ``first`` and ``last`` map lower-case field names to unfolded values; they
+    differ where a field is repeated: MIME takes the first, JMAP the last.
     """
 
     __slots__ = (
@@ -171,8 +173,7 @@ class Scan:
         size = min(end - start, self._header_budget)
         self._header_budget -= size
         block = octets[start : start + size]
-        found = FIELD.findall(block)
-        lower = [(name.lower(), value) for name, value in found]
+        lower = [(name.lower(), value) for name, value in _LINE.findall(_unfold(block))]
         entity.last = last = dict(lower)
         if len(last) != len(lower):
             entity.first = dict(reversed(lower))
@@ -236,6 +237,15 @@ class Scan:
                 return None
             start = after
         return None
+
+
+def _unfold(block: bytes) -> bytes:
+    """Join folded lines, in the whole block at once; line ends become LF."""
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"")
+    if b"\x00" in block:
+        block = block.replace(b"\x00", b"")
+    return block.replace(b"\n ", b" ").replace(b"\n\t", b"\t")
 
 
 def _junk(block: bytes, start: int, body_start: int, blank: bool) -> int:

@@ -8,7 +8,6 @@ import re
 from typing import TYPE_CHECKING
 
 from mailserverd.mail.charsets import decode_charset
-from mailserverd.mail.headers import as_text
 from mailserverd.mail.transfer import decode_transfer, is_identity
 
 if TYPE_CHECKING:
@@ -25,22 +24,25 @@ _PREVIEW_SOURCE = 8192  # characters looked at
 # All patterns swallow an unclosed construct up to the end, as browsers do: no
 # position is scanned twice.
 _UNSEEN = re.compile(
-    r"<!--(?:[^-]++|-(?!->))*+(?:-->|$)"
-    r"|<(script|style|head|template|noscript)\b[^>]*+(?:>|$)"
-    r"(?:[^<]++|<(?!/\1))*+(?:</\1[^>]*+(?:>|$)|$)",
+    r"<(?:!--(?:[^-]++|-(?!->))*+(?:-->|$)"
+    r"|([sSHhTtNn](?:cript|tyle|ead|emplate|oscript))\b[^>]*+(?:>|$)"
+    r"(?:[^<]++|<(?!/\1))*+(?:</\1[^>]*+(?:>|$)|$))",
     re.IGNORECASE,
 )
-_BLOCK = re.compile(
-    r"</?(?:address|article|aside|blockquote|br|center|dd|div|dl|dt|figure|footer|form|"
-    r"h[1-6]|header|hr|li|main|nav|ol|option|p|pre|section|table|tbody|td|th|thead|tr|"
-    r"title|ul)(?![a-z0-9:-])[^>]*+(?:>|$)",
-    re.IGNORECASE,
+_TAG = re.compile(r"<(/?[a-zA-Z][a-zA-Z0-9]*+|[!?/])[^>]*+(?:>|$)")
+_BLOCKS = (
+    "address article aside blockquote br center dd div dl dt figure footer form h1 h2 "
+    "h3 h4 h5 h6 header hr li main nav ol option p pre section table tbody td th thead "
+    "tr title ul"
 )
-_TAG = re.compile(r"<[a-zA-Z/!?][^>]*+(?:>|$)")
+_BREAKS = {
+    form: "\n"
+    for tag in _BLOCKS.split()
+    for form in (tag, f"/{tag}", tag.upper(), f"/{tag.upper()}")
+}
 _ENTITY = re.compile(
     r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,31};?)"
 )
-_BLANKS = re.compile(r"[^\S\n]++")
 # Invisible: soft hyphen, zero-width space and joiners, word joiner, BOM, and the
 # combining grapheme joiner with which newsletters pad their preview.
 _INVISIBLE = dict.fromkeys([0, 0xAD, 0x34F, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF])
@@ -54,12 +56,13 @@ def _entity(text: str) -> str:
 
 def html_to_text(source: str) -> str:
     """Return the visible text of HTML, a line per block; linear for any input."""
-    text = _UNSEEN.sub(" ", source)
-    text = _BLOCK.sub("\n", text.replace("\r", " ").replace("\n", " "))
-    text = _TAG.sub("", text)
+    text = _UNSEEN.sub(" ", source).replace("\r", " ").replace("\n", " ")
+    pieces = _TAG.split(text)  # text and tag names in turn
+    pieces[1::2] = [_BREAKS.get(tag, "") for tag in pieces[1::2]]
+    text = "".join(pieces)
     if "&" in text:
         text = _ENTITY.sub(lambda match: _entity(match[0]), text)
-    lines = [line.strip() for line in _BLANKS.sub(" ", text).split("\n")]
+    lines = [" ".join(line.split()) for line in text.split("\n")]
     return "\n".join([line for line in lines if line])
 
 
@@ -97,12 +100,17 @@ class TextExtractor:
 
     @staticmethod
     def _preview(text: str) -> str:
-        text = text[:_PREVIEW_SOURCE]
-        if not text.isascii():
-            text = text.translate(_INVISIBLE)
-        if ">" in text:  # quoted lines say least; alone they are better than nothing
-            text = _QUOTED.sub("", text) if _QUOTED.sub("", text).strip() else text
-        return " ".join(text.split())[:PREVIEW].rstrip()
+        if ">" in text[:_PREVIEW_SOURCE]:  # quoted lines say least
+            unquoted = _QUOTED.sub("", text[:_PREVIEW_SOURCE])
+            text = text if unquoted.isspace() else unquoted
+        for length in (2 * PREVIEW, _PREVIEW_SOURCE):
+            start = text[:length]
+            if not start.isascii():
+                start = start.translate(_INVISIBLE)
+            line = " ".join(start.split())
+            if len(line) >= PREVIEW:
+                break
+        return line[:PREVIEW].rstrip()
 
     def search_text(self, bodies: Bodies) -> str:
         """Return the text of all text parts, attached and enclosed ones included.
@@ -113,16 +121,12 @@ class TextExtractor:
         first = [self.text(index) for index in bodies.text]
         known = set(bodies.text)
         rest: list[str] = []
-        words: set[str] | None = None
+        words: set[str] = set()
         for index, part in enumerate(self._parts):
             if part.type == "text" and index not in known:
                 text = self.text(index)
                 if index in bodies.html:
-                    words = (
-                        {w for t in first for w in t.split()}
-                        if words is None
-                        else words
-                    )
+                    words = words or {word for body in first for word in body.split()}
                     text = _new_lines(text, words)
                 rest.append(text)
             if part.filename:
@@ -154,12 +158,3 @@ def _cut(octets: Octets, part: Part, limit: int) -> int:
     tail = max(part.body_start, end - 4096)
     line = octets[tail:end].rfind(b"\n")
     return tail + line + 1 if line >= 0 else end
-
-
-def header_lines(fields: dict[bytes, bytes]) -> str:
-    """Return the searchable fields decoded, one ``name: value`` a line."""
-    names = (b"from", b"to", b"cc", b"bcc", b"subject")
-    lines = [
-        f"{name.decode()}: {as_text(fields[name])}" for name in names if name in fields
-    ]
-    return "\n".join(lines)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import binascii
+import functools
+import itertools
+import operator
 import re
 import unicodedata
+from typing import TYPE_CHECKING
 
 from mailserverd.mail.charsets import codec_of, decode_charset, guess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _WORD = re.compile(rb"=\?([^?\s]{1,72})\?([QqBb])\?([^?]*)\?=")
 _SPACE = b" \t\r\n"
@@ -22,9 +29,7 @@ _CONTROLS = dict.fromkeys([*range(32), *range(127, 160)])
 
 def unfold(raw: bytes) -> bytes:
     """Remove line breaks (RFC 5322 section 2.2.3), lone ones too, and NUL."""
-    if b"\n" in raw or b"\r" in raw:
-        raw = raw.translate(None, b"\r\n")
-    return raw.replace(b"\x00", b"")
+    return raw.translate(None, b"\r\n\x00")
 
 
 def decode_words(value: bytes) -> str:
@@ -38,23 +43,39 @@ def decode_words(value: bytes) -> str:
     """
     if b"=?" not in value:
         return compose(guess(value))
-    out: list[str] = []
-    run = _Run(out)
-    done = 0
+    pieces: list[tuple[str, bytes]] = []  # charset ("" for plain text) and octets
+    charset, done = "", 0
     for match in _WORD.finditer(value):
-        charset = match[1].partition(b"*")[0].decode("latin-1").lower()
-        gap = value[done : match.start()]
-        chained = run.open and not gap
-        if not codec_of(charset) or not _stands_alone(value, match.span(), chained):
+        chained = charset != "" and match.start() == done
+        label = _label(match[1])
+        if not label or not _stands_alone(value, match.span(), chained):
             continue
-        if not (run.open and not gap.strip(_SPACE)):
-            run.close()
-            out.append(guess(gap))
-        run.add(charset, _octets(match[2], match[3]))
+        gap = value[done : match.start()]
+        if gap and not (charset and gap.isspace()):
+            pieces.append(("", gap))
+        charset = label
+        pieces.append((charset, _octets(match[2], match[3])))
         done = match.end()
-    run.close()
-    out.append(guess(value[done:]))
-    return compose("".join(out))
+    pieces.append(("", value[done:]))
+    return compose("".join(_decoded(pieces)))
+
+
+@functools.lru_cache(maxsize=64)
+def _label(raw: bytes) -> str:
+    """The charset of a word without its language (RFC 2231 section 5), if known."""
+    name = raw.partition(b"*")[0].decode("latin-1").lower()
+    return name if codec_of(name) else ""
+
+
+def _decoded(pieces: list[tuple[str, bytes]]) -> Iterator[str]:
+    """Decode runs of one charset as a whole: senders split characters between words."""
+    for charset, run in itertools.groupby(pieces, operator.itemgetter(0)):
+        octets = b"".join([octets for _, octets in run])
+        if not charset:
+            yield guess(octets)
+            continue
+        text, _ = decode_charset(octets, charset)
+        yield text if text.isprintable() else text.translate(_CONTROLS)
 
 
 def _stands_alone(value: bytes, span: tuple[int, int], chained: bool) -> bool:
@@ -82,35 +103,6 @@ def _has_long_run(text: str) -> bool:
         if run > _LONGEST_RUN:
             return True
     return False
-
-
-class _Run:
-    """Adjacent words; their octets are joined while the charset is the same,
-    because senders split multi-byte characters between words.
-    """
-
-    def __init__(self, out: list[str]) -> None:
-        self._out = out
-        self._charset = ""
-        self._octets: list[bytes] = []
-        self.open = False
-
-    def add(self, charset: str, octets: bytes) -> None:
-        """Take the decoded octets of one word."""
-        if charset != self._charset:
-            self.close()
-        self._charset = charset
-        self._octets.append(octets)
-        self.open = True
-
-    def close(self) -> None:
-        """Decode what was collected."""
-        if self._octets:
-            text, _ = decode_charset(b"".join(self._octets), self._charset)
-            self._out.append(text.translate(_CONTROLS))
-        self._octets = []
-        self._charset = ""
-        self.open = False
 
 
 def _octets(encoding: bytes, text: bytes) -> bytes:
