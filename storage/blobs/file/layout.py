@@ -18,6 +18,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 import uuid
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ class Layout:
         self.store = b""
         self._lock = -1
         self._allocate = -1
+        self._threads = threading.Lock()
 
     def open(self, *, exclusive: bool) -> None:
         """Lock the store, making it when it does not exist; sets ``store``.
@@ -144,12 +146,13 @@ class Layout:
 
     @contextlib.contextmanager
     def allocation(self) -> Iterator[None]:
-        """Hold the right to make or recover segments."""
-        fcntl.flock(self._allocate, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._allocate, fcntl.LOCK_UN)
+        """Hold the right to make or recover segments, among threads and processes."""
+        with self._threads:
+            fcntl.flock(self._allocate, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._allocate, fcntl.LOCK_UN)
 
     def new_segment(self) -> tuple[int, int]:
         """Make an empty ``.open`` file that is ours; return its number and fd."""

@@ -1,0 +1,205 @@
+"""What every blob engine promises (``storage.api.BlobStore``)."""
+
+import asyncio
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mailserverd.core.errors import Kind, MailError
+from tests.lib.blob_engines import ENGINES
+from tests.lib.failing import MODES, FailingBlobStore
+
+TEXT = b"Subject: hello\r\n\r\n" + b"the quick brown fox jumps over the dog\r\n" * 300
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, tmp_path):
+    """Return a function that opens the engine on the same place each time."""
+    return functools.partial(ENGINES[request.param], tmp_path / "blobs")
+
+
+def on(engine, work):
+    """Run ``work(store)`` on an open store and return its result."""
+
+    async def run():
+        async with engine() as store:
+            return await work(store)
+
+    return asyncio.run(run())
+
+
+def test_what_was_put_is_read_back_also_after_a_restart(engine):
+    contents = [b"", b"x", b"\0\r\n\xff" * 100, TEXT, os.urandom(90_000)]
+
+    async def put(store):
+        return [await store.put(content) for content in contents]
+
+    async def read(store):
+        return [await store.read(ref) for ref in refs]
+
+    refs = on(engine, put)
+    assert on(engine, read) == contents
+    for ref, content in zip(refs, contents, strict=True):
+        assert ref.hash == hashlib.sha256(content).digest()
+        assert ref.size == len(content)
+        assert len(ref.store) == 16
+
+
+def test_chunks_are_one_blob(engine):
+    async def work(store):
+        chunks = [b"a" * 1000, memoryview(TEXT)[5:], b"", b"end"]
+        ref = await store.put(chunks)
+        assert await store.read(ref) == b"".join(chunks)
+        assert ref.hash == hashlib.sha256(b"".join(chunks)).digest()
+        assert await store.read(await store.put([])) == b""
+
+    on(engine, work)
+
+
+def test_concurrent_puts_each_get_their_own(engine):
+    contents = [b"%d " % n * (n * 7 % 900) for n in range(300)]
+
+    async def work(store):
+        refs = await asyncio.gather(*map(store.put, contents))
+        assert len({(ref.segment, ref.offset) for ref in refs}) == 300
+        assert await asyncio.gather(*map(store.read, refs)) == contents
+
+    on(engine, work)
+
+
+@pytest.mark.parametrize("size", [0, 10, 100_000, 399_999, 400_000, 3_000_000])
+def test_a_file_is_stored_without_its_name(engine, size):
+    content = os.urandom(size)
+
+    async def work(store):
+        file = io.BytesIO(content + b"more that does not belong")
+        file.seek(3)
+        ref = await store.put_file(file, size)
+        assert ref.hash == hashlib.sha256(content).digest()
+        assert await store.read(ref) == content
+        chunks = [chunk async for chunk in store.stream(ref)]
+        assert b"".join(chunks) == content
+        assert max(map(len, chunks), default=0) <= 256 * 1024
+
+    on(engine, work)
+
+
+def test_a_file_shorter_than_said_is_refused(engine):
+    async def work(store):
+        for size in (11, 500_000):
+            with pytest.raises(MailError) as caught:
+                await store.put_file(io.BytesIO(b"0123456789"), size)
+            assert caught.value.temporary
+        assert await store.read(await store.put(b"next")) == b"next"
+
+    on(engine, work)
+
+
+@pytest.mark.parametrize("content", [TEXT, os.urandom(12_000), os.urandom(600_000)])
+def test_ranges_are_slices(engine, content):
+    ends = [0, 1, 17, 6000, len(content) - 1, len(content), len(content) + 9, None]
+
+    async def work(store):
+        ref = await store.put(content)
+        for start in ends[:-1]:
+            for end in ends:
+                want = content[start:end]
+                assert await store.read(ref, start, end) == want
+                got = [chunk async for chunk in store.stream(ref, start, end)]
+                assert b"".join(got) == want
+
+    on(engine, work)
+
+
+@settings(
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
+)
+@given(st.lists(st.binary(max_size=2000), max_size=8))
+def test_any_bytes_come_back(engine, contents):
+    async def work(store):
+        refs = await asyncio.gather(*map(store.put, contents))
+        assert [await store.read(ref) for ref in refs] == contents
+
+    on(engine, work)
+
+
+def test_a_wrong_address_is_an_error_never_other_bytes(engine):
+    async def work(store):
+        first, ref = await store.put(TEXT[:900]), await store.put(b"second" * 9)
+        for wrong in (
+            dataclasses.replace(ref, segment=999),
+            dataclasses.replace(ref, offset=first.offset),
+            dataclasses.replace(ref, offset=1 << 40),
+            dataclasses.replace(ref, hash=bytes(32)),
+            dataclasses.replace(ref, store=bytes(16)),
+            dataclasses.replace(ref, key=7),
+        ):
+            with pytest.raises(MailError) as caught:
+                await store.read(wrong)
+            assert caught.value.kind is Kind.UNAVAILABLE
+            with pytest.raises(MailError):
+                async for _ in store.stream(wrong):
+                    pass
+
+    on(engine, work)
+
+
+def test_a_caller_that_goes_away_harms_nobody(engine):
+    async def work(store):
+        tasks = [asyncio.ensure_future(store.put(b"%d" % n)) for n in range(20)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for number in range(1, 20, 2):
+            assert await store.read(results[number]) == b"%d" % number
+        assert await store.read(await store.put(b"later")) == b"later"
+
+    on(engine, work)
+
+
+def test_promises_never_hold_a_put_up_for_long(engine):
+    async def work(store):
+        store.expect(5)
+        async with asyncio.timeout(5):
+            for number in range(30):
+                await store.put(b"%d" % number)
+        store.expect(-9)  # more than were promised: no harm
+        await store.put(b"end")
+
+    on(engine, work)
+
+
+def test_after_close_a_put_is_refused(engine):
+    async def work(store):
+        await store.close()
+        with pytest.raises(MailError) as caught:
+            await store.put(b"late")
+        assert caught.value.kind is Kind.UNAVAILABLE
+
+    on(engine, work)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_failing_engine_fails_with_a_temporary_kind(engine, mode):
+    async def work(store):
+        ref = await store.put(TEXT)
+        failing = FailingBlobStore(store, mode)
+        for _ in range(12):
+            try:
+                assert await failing.read(await failing.put(TEXT)) == TEXT
+                async for _ in failing.stream(ref):
+                    pass
+            except MailError as e:
+                assert e.temporary
+        assert failing.failed
+
+    on(engine, work)

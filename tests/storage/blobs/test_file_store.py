@@ -1,0 +1,529 @@
+"""The embedded blob store: group commit, recovery, faults, collection."""
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import io
+import os
+import threading
+import tracemalloc
+
+import pytest
+
+from mailserverd.core.errors import Kind, MailError
+from storage.blobs.file import FileBlobStore, Options
+from storage.blobs.file.group import Patience
+from tests.lib.disk import FaultyFiles, Files, FlakyFiles
+
+SMALL = Options(segment_size=5000, large=50_000)
+
+
+@contextlib.asynccontextmanager
+async def opened(place, options=SMALL, **more):
+    store = await FileBlobStore.open(str(place), options, **more)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def segment_files(place):
+    return sorted(p.name for p in place.iterdir() if p.name[0].isdigit())
+
+
+# --- group commit ---
+
+
+@pytest.mark.parametrize(("producers", "most"), [(10, 0.3), (50, 0.1)])
+def test_concurrent_puts_share_syncs(tmp_path, producers, most):
+    async def run():
+        async with opened(tmp_path, Options()) as store:
+
+            async def produce():
+                for _ in range(20):
+                    await store.put(b"x" * 5000)
+
+            await asyncio.gather(*(produce() for _ in range(producers)))
+            stats = store.stats()
+            assert stats.puts == producers * 20
+            assert stats.syncs / stats.puts <= most
+
+    asyncio.run(run())
+
+
+def test_a_batch_waits_for_puts_that_were_promised(tmp_path):
+    async def run():
+        async with opened(tmp_path, Options(gather=5.0)) as store:
+
+            async def keep_promise(number):
+                await asyncio.sleep(number / 100)
+                store.expect(-1)
+                await store.put(b"%d" % number)
+
+            store.expect(3)
+            tasks = [asyncio.ensure_future(keep_promise(n)) for n in range(3)]
+            async with asyncio.timeout(3):  # less than gather: the last one starts it
+                await asyncio.gather(*tasks)
+            assert store.stats().batches == 1
+
+    asyncio.run(run())
+
+
+def test_patience_ends_when_nobody_comes_and_returns_when_they_do():
+    patience = Patience()
+    for _ in range(20):
+        if patience.waits():
+            patience.learn(0)
+    assert sum(patience.waits() for _ in range(160)) == 10
+    for _ in range(4):
+        patience.learn(5)
+    assert patience.waits()
+
+
+def test_the_loop_runs_while_a_slow_disk_syncs(tmp_path):
+    class Slow(Files):
+        def sync(self, fd):
+            gate.wait(5)
+            super().sync(fd)
+
+    gate = threading.Event()
+
+    async def run():
+        gate.set()
+        async with opened(tmp_path, files=Slow()) as store:
+            gate.clear()
+            first = asyncio.ensure_future(store.put(b"first"))
+            await asyncio.sleep(0.01)
+            others = [asyncio.ensure_future(store.put(b"x")) for _ in range(30)]
+            await asyncio.sleep(0.01)
+            assert not first.done()
+            gate.set()
+            await asyncio.gather(first, *others)
+            assert store.stats().batches == 2
+
+    asyncio.run(run())
+
+
+# --- segments ---
+
+
+def test_segments_are_sealed_and_indexed_again_from_themselves(tmp_path):
+    async def run():
+        async with opened(tmp_path) as store:
+            refs = [await store.put(b"%d " % n * 300) for n in range(30)]
+            infos = await store.segments()
+            assert [info.sealed for info in infos[:-1]] == [True] * (len(infos) - 1)
+            listed = [r for info in infos for r in await store.list_blobs(info.segment)]
+            assert listed == refs
+            return refs
+
+    refs = asyncio.run(run())
+    assert segment_files(tmp_path)[-1].endswith(".open")
+    # without the database, the store file and the newest footer
+    (tmp_path / "store").unlink()
+
+    async def again():
+        async with opened(tmp_path) as store:
+            for number, ref in enumerate(refs):
+                assert await store.read(ref) == b"%d " % number * 300
+
+    asyncio.run(again())
+
+
+def test_a_large_blob_streams_through_a_segment_of_its_own(tmp_path):
+    size = 24 << 20
+    block = os.urandom(1 << 20)
+
+    class Endless(io.RawIOBase):
+        def __init__(self):
+            self.at = 0
+
+        def seek(self, offset, whence=0):
+            self.at = offset
+
+        def read(self, n=-1):
+            n = min(n, len(block))
+            self.at += n
+            return block[:n]
+
+    async def run():
+        async with opened(tmp_path, Options(large=1 << 20)) as store:
+            small = await store.put(b"small")
+            tracemalloc.start()
+            ref = await store.put_file(Endless(), size)
+            count = 0
+            async for chunk in store.stream(ref):
+                count += len(chunk)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert count == ref.size == size
+            assert peak < 6 << 20
+            assert ref.segment != small.segment
+            assert await store.read(ref, size - 10) == block[-10:]
+            assert [i.sealed for i in await store.segments()] == [False, True]
+
+    asyncio.run(run())
+
+
+def test_descriptors_are_bounded(tmp_path):
+    options = dataclasses.replace(SMALL, max_open=3)
+
+    async def run():
+        async with opened(tmp_path, options) as store:
+            refs = [await store.put(b"%d " % n * 2000) for n in range(20)]
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(2):
+                for ref in refs:
+                    await store.read(ref)
+            assert len(os.listdir("/proc/self/fd")) <= before + 3
+
+    asyncio.run(run())
+
+
+# --- recovery ---
+
+
+def put_some(place, count=3):
+    async def run():
+        async with opened(place) as store:
+            return [await store.put(b"%d" % n * 50) for n in range(count)]
+
+    return asyncio.run(run())
+
+
+def read_some(place, refs):
+    async def run():
+        async with opened(place) as store:
+            for number, ref in enumerate(refs):
+                assert await store.read(ref) == b"%d" % number * 50
+            await store.put(b"goes on")
+            return await store.segments()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 300, b"MREC half a header", b"x" * 5000])
+def test_a_torn_tail_is_cut(tmp_path, tail):
+    refs = put_some(tmp_path)
+    path = tmp_path / "0000000001.open"
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(tail)
+    assert len(read_some(tmp_path, refs)) == 1
+    assert path.stat().st_size == size + 96 + len(b"goes on")
+
+
+def test_damage_in_the_middle_is_kept_and_not_appended_to(tmp_path):
+    refs = put_some(tmp_path)
+    path = tmp_path / "0000000001.open"
+    data = bytearray(path.read_bytes())
+    data[refs[1].offset + 100] ^= 1
+    path.write_bytes(data)
+    infos = asyncio.run(check_damaged(tmp_path, refs, 1))
+    assert [info.sealed for info in infos] == [True, False]
+    sealed = (tmp_path / "0000000001.seg").read_bytes()
+    assert sealed[: len(data)] == bytes(data)
+
+
+def test_a_last_record_that_is_whole_but_wrong_is_not_thrown_away(tmp_path):
+    refs = put_some(tmp_path)
+    path = tmp_path / "0000000001.open"
+    data = bytearray(path.read_bytes())
+    data[refs[2].offset + 100] ^= 1
+    path.write_bytes(data)
+    asyncio.run(check_damaged(tmp_path, refs, 2))
+    assert (tmp_path / "0000000001.seg").read_bytes()[: len(data)] == bytes(data)
+
+
+async def check_damaged(place, refs, bad):
+    async with opened(place) as store:
+        for number, ref in enumerate(refs):
+            if number == bad:
+                with pytest.raises(MailError) as caught:
+                    await store.read(ref)
+                assert caught.value.kind is Kind.UNAVAILABLE
+            else:
+                assert await store.read(ref) == b"%d" % number * 50
+        await store.put(b"next")
+        reports = await store.verify()
+        assert [d.offset for d in reports[0].damage] == [refs[bad].offset]
+        return await store.segments()
+
+
+def test_a_sealed_segment_with_damage_is_reported_and_never_changed(tmp_path):
+    refs = put_some(tmp_path, 200)
+    path = tmp_path / "0000000001.seg"
+    data = bytearray(path.read_bytes())
+    data[refs[3].offset + 99] ^= 1
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+    async def run():
+        seen = []
+        async with opened(tmp_path) as store:
+            reports = await store.verify(lambda report, of: seen.append((report, of)))
+            assert [report for report, _ in seen] == reports
+            assert {of for _, of in seen} == {len(reports)}
+            assert refs[3].offset in [d.offset for d in reports[0].damage]
+            assert any("footer" in d.why for d in reports[0].damage)
+            assert not any(report.damage for report in reports[1:])
+            assert len(await store.list_blobs(1)) == reports[0].records
+
+    asyncio.run(run())
+    assert path.read_bytes() == bytes(data)
+
+
+def test_a_segment_that_holds_nothing_is_removed(tmp_path):
+    put_some(tmp_path)
+    for number, data in ((7, b""), (8, b"x" * 40), (9, b"\0" * 70_000)):
+        (tmp_path / f"{number:010d}.open").write_bytes(data)
+    infos = read_some(tmp_path, [])
+    assert [info.segment for info in infos] == [1]
+    asyncio.run(new_segment_is(tmp_path, 10))
+
+
+async def new_segment_is(place, number):
+    async with opened(place) as store:
+        ref = await store.put(b"z" * 6000)
+        ref = await store.put(b"z")
+        assert ref.segment == number
+
+
+def test_sealing_that_a_crash_interrupted_is_completed(tmp_path):
+    refs = put_some(tmp_path, 200)
+    sealed = tmp_path / "0000000001.seg"
+    sealed.rename(tmp_path / "0000000001.open")
+    read_some(tmp_path, refs)
+    assert sealed.exists()
+
+
+def test_two_processes_may_share_a_store_that_is_opened_so(tmp_path):
+    shared = dataclasses.replace(SMALL, exclusive=False)
+
+    async def run():
+        async with opened(tmp_path, shared) as one, opened(tmp_path, shared) as two:
+            mine = [await one.put(b"%d" % n * 500) for n in range(20)]
+            theirs = [await two.put(b"%d" % n * 700) for n in range(20)]
+            assert not {r.segment for r in mine} & {r.segment for r in theirs}
+            for n in range(20):
+                assert await two.read(mine[n]) == b"%d" % n * 500
+                assert await one.read(theirs[n]) == b"%d" % n * 700
+            with pytest.raises(MailError, match="in use"):
+                await FileBlobStore.open(str(tmp_path), SMALL)
+
+    asyncio.run(run())
+
+
+def test_an_unknown_format_or_lost_identity_is_refused(tmp_path):
+    put_some(tmp_path)
+    (tmp_path / "store").write_text("something else\n")
+    with pytest.raises(MailError, match="unknown format"):
+        put_some(tmp_path)
+    (tmp_path / "store").unlink()
+    (tmp_path / "0000000001.open").rename(tmp_path / "0000000001.seg")
+    (tmp_path / "0000000001.seg").write_bytes(b"not a segment")
+    with pytest.raises(MailError, match="identity"):
+        put_some(tmp_path)
+
+
+# --- faults ---
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.ENOSPC, Kind.STORAGE_FULL),
+        (errno.EDQUOT, Kind.STORAGE_FULL),
+        (errno.EIO, Kind.UNAVAILABLE),
+    ],
+)
+@pytest.mark.parametrize("call", ["write", "sync", "sync_directory", "create"])
+def test_a_failing_disk_fails_all_that_wait_and_loses_nothing(
+    tmp_path, call, code, kind
+):
+    files = FaultyFiles()
+    options = Options(segment_size=700)
+
+    async def run():
+        async with opened(tmp_path, options, files=files) as store:
+            before = [await store.put(b"%d" % n * 50) for n in range(4)]
+            files.fail[call] = code
+            files.partial = 100
+            failed = await asyncio.gather(
+                *(store.put(b"lost" * 200) for _ in range(10)), return_exceptions=True
+            )
+            if call in ("write", "sync"):
+                assert {type(error) for error in failed} == {MailError}
+            errors = [e for e in failed if isinstance(e, MailError)]
+            assert errors
+            assert {error.kind for error in errors} == {kind}
+            files.fail.clear()
+            after = [await store.put(b"%d" % n * 50) for n in range(4, 8)]
+            return before + after
+
+    refs = asyncio.run(run())
+    infos = read_some(tmp_path, refs)
+    assert infos
+
+    async def verify():
+        async with opened(tmp_path) as store:
+            assert not [r for r in await store.verify() if r.damage]
+
+    asyncio.run(verify())
+
+
+def test_after_a_failed_sync_the_segment_is_not_written_again(tmp_path):
+    files = FaultyFiles()
+
+    async def run():
+        async with opened(tmp_path, files=files) as store:
+            first = await store.put(b"first")
+            files.fail["sync"] = errno.EIO
+            with pytest.raises(MailError):
+                await store.put(b"lost")
+            files.fail.clear()
+            second = await store.put(b"second")
+            assert second.segment > first.segment
+            assert await store.read(first) == b"first"
+
+    asyncio.run(run())
+
+
+def test_a_failed_write_leaves_the_segment_as_it_was(tmp_path):
+    files = FaultyFiles()
+
+    async def run():
+        async with opened(tmp_path, files=files) as store:
+            first = await store.put(b"first")
+            files.fail["write"] = errno.ENOSPC
+            files.partial = 50
+            with pytest.raises(MailError):
+                await store.put(b"lost" * 100)
+            size = (tmp_path / "0000000001.open").stat().st_size
+            assert size == first.offset + 96 + first.length
+            files.fail.clear()
+            second = await store.put(b"second")
+            assert second.segment == first.segment
+
+    asyncio.run(run())
+
+
+def test_a_large_blob_that_fails_leaves_nothing_behind(tmp_path):
+    files = FaultyFiles()
+
+    async def run():
+        async with opened(tmp_path, files=files) as store:
+            await store.put(b"first")
+            for call in ("write", "sync", "sync_directory", "rename"):
+                files.fail = {call: errno.ENOSPC}
+                with pytest.raises(MailError) as caught:
+                    await store.put(b"x" * 60_000)
+                assert caught.value.kind is Kind.STORAGE_FULL
+            files.fail.clear()
+            assert segment_files(tmp_path) == ["0000000001.open"]
+
+    asyncio.run(run())
+
+
+def test_a_read_that_fails_is_temporary(tmp_path):
+    files = FaultyFiles()
+
+    async def run():
+        async with opened(tmp_path, files=files) as store:
+            ref = await store.put(b"x" * 40_000)
+            (tmp_path / "0000000001.open").rename(tmp_path / "hidden")
+            with pytest.raises(MailError) as caught:
+                await store.read(ref)
+            assert caught.value.kind is Kind.UNAVAILABLE
+            (tmp_path / "hidden").rename(tmp_path / "0000000001.open")
+            assert await store.read(ref) == b"x" * 40_000
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_fails_what_was_acknowledged_is_there(tmp_path, seed):
+    files = FlakyFiles(seed, 0.1)
+
+    async def run():
+        told = []
+        async with opened(tmp_path, files=files) as store:
+            files.armed = True
+
+            async def produce(name):
+                for number in range(15):
+                    content = b"%d.%d " % (name, number) * (number * 40)
+                    with contextlib.suppress(MailError):
+                        told.append((await store.put(content), content))
+
+            await asyncio.gather(*(produce(name) for name in range(4)))
+            files.armed = False
+            for ref, content in told:
+                assert await store.read(ref) == content
+        return told
+
+    told = asyncio.run(run())
+    assert 10 < len(told) < 60
+
+    async def check():
+        async with opened(tmp_path) as store:
+            for ref, content in told:
+                assert await store.read(ref) == content
+
+    asyncio.run(check())
+
+
+# --- collection ---
+
+
+def test_live_blobs_move_and_empty_segments_go(tmp_path):
+    async def run():
+        async with opened(tmp_path) as store:
+            refs = [await store.put(b"%d " % n * 300) for n in range(30)]
+            live = refs[::5]
+            moved = await store.rewrite(live)
+            assert set(moved) == set(live)
+            assert len({ref.segment for ref in moved.values()}) == 1
+            infos = await store.segments()
+            newest = infos[-1].segment
+            for info in infos:
+                if info.sealed and info.segment != newest:
+                    await store.remove_segment(info.segment)
+            for ref in live:
+                content = b"%d " % refs.index(ref) * 300
+                assert await store.read(moved[ref]) == content
+                if ref.segment != infos[-2].segment:
+                    with pytest.raises(MailError):
+                        await store.read(ref)
+            with pytest.raises(MailError) as caught:
+                await store.remove_segment(newest)
+            assert caught.value.kind is Kind.INVALID
+            assert await store.put(b"goes on")
+
+    asyncio.run(run())
+    assert not [name for name in segment_files(tmp_path) if name.endswith(".gone")]
+
+
+def test_what_is_damaged_is_not_moved(tmp_path):
+    refs = put_some(tmp_path, 5)
+    path = tmp_path / "0000000001.open"
+    data = bytearray(path.read_bytes())
+    data[refs[1].offset + 97] ^= 1
+    path.write_bytes(data)
+
+    async def run():
+        async with opened(tmp_path) as store:
+            moved = await store.rewrite(refs)
+            assert refs[1] not in moved
+            assert len(moved) == 4
+            assert await store.rewrite([refs[1]]) == {}
+
+    asyncio.run(run())
+
+
+def test_removal_that_was_interrupted_is_completed_and_its_number_not_reused(tmp_path):
+    put_some(tmp_path)
+    (tmp_path / "0000000005.gone").write_bytes(b"x" * 1000)
+    asyncio.run(new_segment_is(tmp_path, 6))
+    assert "0000000005.gone" not in segment_files(tmp_path)
