@@ -98,6 +98,7 @@ class AccountState:
     quota_limit: int  # octets; 0 is unlimited
     quota_used: int  # octets
     message_count: int
+    last_email: int = 0  # grows with every email added (JMAP's EmailDelivery)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ STATE_COLUMNS = (
     _c.quota_limit,
     _c.quota_used,
     _c.message_count,
+    _c.last_email,
 )
 STATE = Sql(select(*STATE_COLUMNS).where(_mine))
 FLOOR = Sql(select(_c.tombstone_floor, *STATE_COLUMNS).where(_mine))
