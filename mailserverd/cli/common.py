@@ -70,18 +70,24 @@ def run(
     *,
     as_json: bool,
     show: Callable[[Any], None],
+    add: dict[str, Any] | None = None,
     **args: Any,
-) -> None:
-    """Run a command in the daemon, or on its data when none runs; show the result."""
+) -> Any:
+    """Run a command in the daemon, or on its data when none runs; show the result.
+
+    ``add`` is joined to a JSON result: what only this side knows.  Returns the
+    result; a refusal ends the process with its sysexits code.
+    """
     chosen = settings(config)
     try:
         result = asyncio.run(_anywhere(chosen, command, args))
     except MailError as error:
         fail(error, as_json=as_json)
     if as_json:
-        emit(result)
+        emit({**result, **add} if add else result)
     else:
         show(result)
+    return result
 
 
 def emit(value: Any) -> None:

@@ -1,0 +1,1 @@
+"""Composition root: builds the object graph; the only place naming concrete classes."""

@@ -1,0 +1,111 @@
+"""Opening what is stored: the data directory's lock, databases, blobs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pathlib
+from typing import TYPE_CHECKING
+
+from auth.people.directory import Directory
+from mailserverd.core.errors import Kind, MailError
+from storage.blobs.file import FileBlobStore
+from storage.engines import migrate_database, open_database, path_of
+from storage.metadata.shards import Shards
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mailserverd.core.ports import Clock
+    from mailserverd.settings import Settings
+    from storage.metadata.sqlite import SqliteDatabase
+
+
+@contextlib.contextmanager
+def data_lock(settings: Settings) -> Iterator[pathlib.Path]:
+    """Hold ``DATA_DIR/lock``: one daemon, or one command beside none, at a time."""
+    base = pathlib.Path(settings.server.data_dir)
+    try:
+        base.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(
+            base / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+    except OSError as error:
+        raise MailError(
+            Kind.FORBIDDEN,
+            f"server.data_dir {base}: {error.strerror}; it must be writable by the "
+            "user that runs mailserverd",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield base
+    except BlockingIOError as error:
+        raise MailError(
+            Kind.UNAVAILABLE, f"{base} is in use by another mailserverd process"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+@dataclasses.dataclass(slots=True)
+class Stores:
+    """Everything durable, open."""
+
+    directory_db: SqliteDatabase
+    shard_dbs: tuple[SqliteDatabase, ...]
+    queue_db: SqliteDatabase
+    directory: Directory
+    shards: Shards
+    blobs: FileBlobStore
+
+    async def close(self) -> None:
+        """Finish what is pending everywhere, then close."""
+        await self.blobs.close()
+        await self.shards.close()
+        await self.queue_db.close()
+        await self.directory_db.close()
+
+
+def databases(settings: Settings) -> list[tuple[str, str, str]]:
+    """Return (name, kind, URL) of every database."""
+    storage = settings.storage
+    shards = [(f"shard-{n}", "shard", url) for n, url in enumerate(storage.shards)]
+    return [
+        ("directory", "directory", storage.directory),
+        *shards,
+        ("queue", "queue", storage.queue),
+    ]
+
+
+def make_missing(settings: Settings, clock: Clock) -> None:
+    """Make the schema in databases that do not exist yet; older ones stay."""
+    for _name, kind, url in databases(settings):
+        path = path_of(url)
+        if not os.path.exists(path) or not os.path.getsize(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True, mode=0o700)
+            migrate_database(url, kind, clock)
+
+
+async def open_stores(settings: Settings, clock: Clock) -> Stores:
+    """Open everything; UNAVAILABLE, saying what to do, when something is not right."""
+    async with contextlib.AsyncExitStack() as stack:
+        opened: list[SqliteDatabase] = []
+        for name, kind, url in databases(settings):
+            database = open_database(url, kind, clock, name=name)
+            stack.push_async_callback(database.close)
+            opened.append(database)
+        directory_db, *shard_dbs, queue_db = opened
+        directory = Directory(directory_db, clock, [db.uuid for db in shard_dbs])
+        await directory.start()
+        blobs = await FileBlobStore.open(path_of(settings.storage.blobs), clock=clock)
+        stack.pop_all()
+    return Stores(
+        directory_db,
+        tuple(shard_dbs),
+        queue_db,
+        directory,
+        Shards(shard_dbs, directory.shard_of),
+        blobs,
+    )
