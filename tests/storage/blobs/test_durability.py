@@ -149,26 +149,27 @@ def test_the_replay_notices_a_missing_sync(tmp_path):
 
 
 CALL = re.compile(
-    r"^\d+ (?:\S+ )?(openat|pwritev?(?:64)?|fdatasync|fsync|write|rename)\((.*)$"
+    r"^\d+ (?:\S+ )?(openat|pwrite(?:64|v2?)|fdatasync|fsync|write|rename)\((.*)$"
 )
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 def test_traced_order_is_write_sync_acknowledge(tmp_path):
     trace = tmp_path / "trace"
-    calls = "trace=openat,pwrite64,pwritev,fdatasync,fsync,write,rename"
+    calls = "trace=openat,pwrite64,pwritev,pwritev2,fdatasync,fsync,write,rename"
     strace = ("strace", "-f", "-y", "-e", calls, "-o", str(trace))
     blobs = tmp_path / "blobs"
     with killed_at_last(start_writer(blobs, 1, 120, strace)) as writer:
         out, _ = writer.communicate(timeout=60)
     assert out.count(b"ack") == 120
-    made, dirty, acks = set(), set(), 0
+    made, dirty, acks, writes = set(), set(), 0, 0
     for call, rest in events(trace.read_text()):
         segment = re.search(r"(\d{10}\.\w+)", rest)
         if call == "openat" and segment and "O_CREAT" in rest:
             made.add(segment[1])
         elif call.startswith("pwrite") and segment:
             dirty.add(segment[1])
+            writes += 1
         elif call == "fdatasync" and segment:
             dirty.discard(segment[1])
         elif call == "fsync" and rest.split(">")[0].endswith("blobs"):
@@ -178,6 +179,7 @@ def test_traced_order_is_write_sync_acknowledge(tmp_path):
             assert not dirty, f"acknowledged before it was synced: {dirty}"
             assert not made, f"acknowledged before its name was durable: {made}"
     assert acks == 120
+    assert writes >= 120
 
 
 def events(trace):

@@ -8,12 +8,14 @@ import io
 import os
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
 from storage.blobs.file import FileBlobStore, Options
 from storage.blobs.file.group import Patience
+from storage.blobs.file.layout import Layout
 from tests.lib.disk import FaultyFiles, Files, FlakyFiles
 
 SMALL = Options(segment_size=5000, large=50_000)
@@ -296,6 +298,21 @@ def test_sealing_that_a_crash_interrupted_is_completed(tmp_path):
     sealed.rename(tmp_path / "0000000001.open")
     read_some(tmp_path, refs)
     assert sealed.exists()
+
+
+def test_threads_never_make_the_same_segment(tmp_path):
+    layout = Layout(str(tmp_path), Files())
+    layout.open(exclusive=True)
+
+    def make(_):
+        number, fd = layout.new_segment()
+        os.close(fd)
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(make, range(200)))
+    layout.close()
+    assert sorted(numbers) == list(range(1, 201))
 
 
 def test_two_processes_may_share_a_store_that_is_opened_so(tmp_path):
