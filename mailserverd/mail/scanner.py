@@ -28,7 +28,8 @@ MAX_DEPTH = 50  # multiparts and enclosed messages around a part
 MAX_PARTS = 1000
 MAX_HEADER = 512 << 10  # octets of header blocks that are read, in the whole message
 _MAX_NEAR_MISSES = 10_000  # lines that start like a delimiter and are none
-_MAX_PADDING = 200  # white space after a delimiter
+_MAX_DELIMITER = 1000  # octets of such a line after its boundary
+_PADDING = b" \t\r\n"
 _MESSAGE = ContentType("message", "rfc822", (), b"")
 _LINE = re.compile(rb"([^\s:]++)[ \t]*+:([^\n]*+)\n?|[^\n]*+\n|[^\n]++")
 _OPAQUE = ContentType("application", "octet-stream", (), b"")
@@ -86,6 +87,7 @@ class _Place(NamedTuple):
     digest: bool  # inside multipart/digest
     boundary: bytes  # of the enclosing multipart
     outer: int  # where the enclosing multipart must end
+    header_limit: int = 0  # the blank line may be the one before a delimiter
 
 
 _ROOT = _Place(-1, 0, "", False, False, b"", 0)
@@ -112,8 +114,8 @@ class Scan:
         """Find the entity inside [start, limit) and all that it encloses."""
         entity = Entity(len(self.entities), place.parent, start)
         self.entities.append(entity)
-        entity.body_start = self._header(entity, start, limit)
-        entity.body_end = limit
+        entity.body_start = self._header(entity, start, place.header_limit or limit)
+        entity.body_end = limit = max(limit, entity.body_start)
         raw = entity.first.get(b"content-type")
         if raw is not None:
             entity.content = parse_content_type(raw)
@@ -173,16 +175,16 @@ class Scan:
         size = min(end - start, self._header_budget)
         self._header_budget -= size
         block = octets[start : start + size]
-        lower = [(name.lower(), value) for name, value in _LINE.findall(_unfold(block))]
+        lower = _fields(block)
+        if (b"", b"") in lower and size == end - start:
+            length = _header_length(block, blank is not None)
+            if length < size:  # the rest of it is already the body
+                body_start = start + length
+                lower = _fields(block[:length])
         entity.last = last = dict(lower)
-        if len(last) != len(lower):
-            entity.first = dict(reversed(lower))
-        else:
-            entity.first = last
+        entity.first = dict(reversed(lower)) if len(last) != len(lower) else last
         if not entity.index and b"received" in last:
             self.received = sum([name == b"received" for name, _ in lower])
-        if b"" in last and size == end - start:
-            body_start = _junk(block, start, body_start, blank is not None)
         return body_start
 
     def _multipart(self, entity: Entity, limit: int, place: _Place) -> None:
@@ -200,14 +202,21 @@ class Scan:
             following = self._delimiter(needle, here.after - 1, limit)
             if following is None and here.after >= limit and entity.children:
                 break
-            end = self._part_end(here.after, following.start if following else limit)
-            section = f"{dot}{next(numbers)}"
+            newline = following.start if following else limit
+            end = self._part_end(here.after, newline)
             inside = _Place(
-                entity.index, place.depth + 1, section, True, digest, boundary, limit
+                entity.index,
+                place.depth + 1,
+                f"{dot}{next(numbers)}",
+                True,
+                digest,
+                boundary,
+                limit,
+                max(newline + 1, here.after) if following else limit,
             )
             child = self.entity(here.after, max(end, here.after), inside)
             entity.children.append(child)
-            if child.body_end > end:  # it ended the equal boundary itself
+            if child.body_end > newline + 1:  # it ended the equal boundary itself
                 following = self._delimiter(needle, child.body_end - 1, limit)
             here = following
         if entity.children:
@@ -222,16 +231,21 @@ class Scan:
         return newline
 
     def _delimiter(self, needle: bytes, start: int, limit: int) -> _Delimiter | None:
-        """Find the next delimiter line; its newline lies at or after ``start``."""
+        """Find the next delimiter line; the newline before it is at or after start.
+
+        The boundary must stand alone or before white space, so that "foo" does
+        not end what "foobar" delimits (RFC 2046 section 5.1.1 allows any prefix).
+        """
         octets = self._octets
         while (place := octets.find(needle, max(start, 0), limit)) >= 0:
             after = place + len(needle)
-            end = octets.find(b"\n", after, min(after + _MAX_PADDING, limit))
-            at_end = end < 0 and after + _MAX_PADDING >= limit
-            if end >= 0 or at_end:
-                line = octets[after : limit if at_end else end].rstrip(b" \t\r")
-                if line in {b"", b"--"}:
-                    return _Delimiter(place, limit if at_end else end + 1, bool(line))
+            end = octets.find(b"\n", after, min(after + _MAX_DELIMITER, limit))
+            if end < 0 and after + _MAX_DELIMITER >= limit:
+                end = limit
+            closing = octets[after : after + 2] == b"--"
+            rest = octets[after + 2 * closing : end] if end >= 0 else b"-"
+            if not rest or rest[0] in _PADDING:
+                return _Delimiter(place, min(end + 1, limit), closing)
             self._near_misses += 1
             if self._near_misses > _MAX_NEAR_MISSES:
                 return None
@@ -239,31 +253,31 @@ class Scan:
         return None
 
 
-def _unfold(block: bytes) -> bytes:
-    """Join folded lines, in the whole block at once; line ends become LF."""
+def _fields(block: bytes) -> list[tuple[bytes, bytes]]:
+    """Return lower-case names and unfolded values; both empty for a line of junk."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"")
     if b"\x00" in block:
         block = block.replace(b"\x00", b"")
-    return block.replace(b"\n ", b" ").replace(b"\n\t", b"\t")
+    block = block.replace(b"\n ", b" ").replace(b"\n\t", b"\t")
+    return [(name.lower(), value) for name, value in _LINE.findall(block)]
 
 
-def _junk(block: bytes, start: int, body_start: int, blank: bool) -> int:
-    """Decide where the body starts when lines of the header block are no fields.
+def _header_length(block: bytes, blank: bool) -> int:
+    """Return where the fields end when some lines of the block are none.
 
     Lines between fields are ignored (mbox "From ", broken folding).  Lines after
-    the last field, or all lines when none is a field, are already the body.
-    Without a blank line the header ends at the first of them.
+    the last field, or all lines when none is a field, are already the body, and
+    so is what follows a line like a delimiter.  Without a blank line the header
+    ends at the first line that is no field.
     """
     last_field = 0
     for match in FIELD.finditer(block):
         if match[1] is not None:
             last_field = match.end()
-        elif last_field and not blank:
-            return start + last_field
-    if last_field == len(block):
-        return body_start
-    return start + last_field
+        elif match[0].startswith(b"--") or (last_field and not blank):
+            break
+    return last_field
 
 
 def encoding_name(raw: bytes) -> str:
