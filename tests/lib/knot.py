@@ -35,7 +35,7 @@ POLL = 0.02
 CONFIG = """\
 server:
     rundir: "{directory}"
-    listen: 127.0.0.1@{port}
+    listen: {address}@{port}
     udp-workers: 1
     tcp-workers: 1
     background-workers: 1
@@ -88,11 +88,18 @@ class Knot:
     """
 
     def __init__(
-        self, zones: Mapping[str, str], *, ttl: int = 60, negative: int = 60
+        self,
+        zones: Mapping[str, str],
+        *,
+        ttl: int = 60,
+        negative: int = 60,
+        address: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.zones = {"." if n in {"", "."} else n: t for n, t in zones.items()}
         self.zones.setdefault(".", "")
-        self.port = free_port()
+        self.address = address
+        self.port = port or free_port()
         self._ttl, self._negative = ttl, negative
         self._serial = 1
         self._directory = ""
@@ -101,7 +108,7 @@ class Knot:
     @property
     def server(self) -> str:
         """The server as ``[dns] servers`` takes it: ``127.0.0.1:PORT``."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.address}:{self.port}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -148,7 +155,9 @@ class Knot:
 
     def _write(self) -> None:
         directory = pathlib.Path(self._directory)
-        config = CONFIG.format(directory=directory, port=self.port)
+        config = CONFIG.format(
+            directory=directory, address=self.address, port=self.port
+        )
         for number, (name, records) in enumerate(self.zones.items()):
             origin = name if name.endswith(".") else f"{name}."
             config += f'  - domain: "{origin}"\n    file: "{number}.zone"\n'
@@ -176,7 +185,7 @@ class Knot:
     def _serves(self, name: str) -> bool:
         question = dns.message.make_query(name, "SOA")
         try:
-            reply = dns.query.udp(question, "127.0.0.1", timeout=0.5, port=self.port)
+            reply = dns.query.udp(question, self.address, timeout=0.5, port=self.port)
         except (dns.exception.DNSException, OSError):
             return False
         found = [r.serial for rrset in reply.answer for r in rrset if rrset.rdtype == 6]

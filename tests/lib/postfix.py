@@ -14,10 +14,14 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
     import pathlib
 
 MASTER = """
-127.0.0.1:{port} inet n - n - - smtpd
+{address}:{port} inet n - n - - smtpd
 pickup    unix n - n 1 1 pickup
 cleanup   unix n - n - 0 cleanup
 qmgr      unix n - n 1 1 qmgr
@@ -52,7 +56,7 @@ mail_owner = postfix
 setgid_group = postdrop
 maillog_file = {home}/log/mail.log
 maillog_file_prefixes = {home}
-inet_interfaces = 127.0.0.1
+inet_interfaces = {address}
 inet_protocols = ipv4
 mynetworks = 127.0.0.0/8
 alias_maps =
@@ -78,9 +82,19 @@ def free_port() -> int:
 class Postfix:
     """One instance; ``settings`` are main.cf parameters, one a line."""
 
-    def __init__(self, home: pathlib.Path, settings: str, port: int = 0) -> None:
+    def __init__(
+        self,
+        home: pathlib.Path,
+        settings: str,
+        *,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        nameserver: str = "",
+    ) -> None:
         self.home = home
+        self.address = address
         self.port = port or free_port()
+        self._nameserver = nameserver
         for name in ("queue", "data", "log", "etc"):
             (home / name).mkdir(parents=True, exist_ok=True)
         for parent in (home, *home.parents):
@@ -88,13 +102,24 @@ class Postfix:
                 parent.chmod(parent.stat().st_mode | 0o055)
         shutil.chown(home / "data", "postfix")
         etc = home / "etc"
-        (etc / "master.cf").write_text(MASTER.format(port=self.port))
-        (etc / "main.cf").write_text(MAIN.format(home=home) + settings)
+        (etc / "master.cf").write_text(MASTER.format(address=address, port=self.port))
+        (etc / "main.cf").write_text(MAIN.format(home=home, address=address) + settings)
         shutil.copy("/etc/postfix/dynamicmaps.cf", etc)
 
-    def _postfix(self, *args: str) -> subprocess.CompletedProcess[str]:
+    def _resolver(self) -> list[str]:
+        """Return a wrapper that gives Postfix a resolv.conf of its own (as root)."""
+        if not self._nameserver:
+            return []
+        own = self.home / "resolv.conf"
+        own.write_text(f"nameserver {self._nameserver}\noptions timeout:1\n")
+        script = f'mount --bind {own} /etc/resolv.conf && exec "$@"'
+        return ["unshare", "-m", "sh", "-c", script, "sh"]
+
+    def _postfix(
+        self, *args: str, wrapper: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["/usr/sbin/postfix", "-c", str(self.home / "etc"), *args],
+            [*wrapper, "/usr/sbin/postfix", "-c", str(self.home / "etc"), *args],
             capture_output=True,
             text=True,
             check=False,
@@ -103,12 +128,12 @@ class Postfix:
 
     def start(self) -> None:
         """Start, and wait until it greets."""
-        done = self._postfix("start")
+        done = self._postfix("start", wrapper=self._resolver())
         until = time.monotonic() + 20
         while time.monotonic() < until:
             with (
                 contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self.port), 1) as sock,
+                socket.create_connection((self.address, self.port), 1) as sock,
             ):
                 sock.settimeout(2)
                 if sock.recv(4) == b"220 ":

@@ -1,0 +1,216 @@
+"""A real MTA beside us: mail both ways by MX, our signature verified by opendkim."""
+
+from __future__ import annotations
+
+import dataclasses
+import email
+import email.message
+import email.policy
+import os
+import pathlib
+import random
+import signal
+import smtplib
+import ssl
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import imapclient
+import pytest
+
+from tests.lib import daemon
+from tests.lib.knot import Knot
+from tests.lib.postfix import Postfix, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="ports 25 and 53 and users need root"),
+    pytest.mark.timeout(120),
+]
+BOB, PASSWORD = "bob@example.test", "interop pass"
+CAROL = "carol@peer.test"
+PEER = """
+myhostname = mx.peer.test
+mydestination =
+virtual_mailbox_domains = peer.test
+virtual_mailbox_base = {home}/mail
+virtual_mailbox_maps = inline:{{ {{ carol@peer.test = carol/ }} }}
+virtual_uid_maps = static:{uid}
+virtual_gid_maps = static:{uid}
+virtual_minimum_uid = 1
+smtpd_recipient_restrictions = reject_unlisted_recipient, permit_mynetworks, reject
+smtpd_milters = inet:127.0.0.1:{milter}
+milter_default_action = tempfail
+smtp_tls_security_level = may
+smtp_bind_address = {address}
+"""
+DKIM = """
+Mode v
+Socket inet:{port}@127.0.0.1
+Nameservers {dns}
+AuthservID mx.peer.test
+AlwaysAddARHeader yes
+RequireSafeKeys no
+Background no
+UserID root
+"""
+
+
+@dataclasses.dataclass
+class World:
+    ours: daemon.Daemon
+    peer: Postfix
+    dns: Knot
+
+    def inbox(self) -> list[email.message.EmailMessage]:
+        client = imapclient.IMAPClient("127.0.0.1", self.ours.port(143), ssl=False)
+        client.login(BOB, PASSWORD)
+        client.select_folder("INBOX", readonly=True)
+        uids = client.search()
+        found = [
+            email.message_from_bytes(data[b"BODY[]"], policy=email.policy.default)
+            for data in client.fetch(uids, ["BODY.PEEK[]"]).values()
+        ]
+        client.logout()
+        return found  # type: ignore[return-value]
+
+    def carol(self) -> list[email.message.EmailMessage]:
+        files = sorted((self.peer.home / "mail/carol/new").glob("*"))
+        return [
+            email.message_from_bytes(f.read_bytes(), policy=email.policy.default)
+            for f in files
+        ]
+
+
+def eventually(check: Callable[[], object], limit: float = 30.0) -> object:
+    until = time.monotonic() + limit
+    while True:
+        if found := check():
+            return found
+        assert time.monotonic() < until, "did not happen"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    home = tmp_path_factory.mktemp("interop")
+    net = f"127.{random.randrange(64, 200)}.{random.randrange(256)}"
+    mine, theirs, names = f"{net}.1", f"{net}.2", f"{net}.3"
+    ours = daemon.make(home / "ours", f"{BOB}:{PASSWORD}", hostname="mx.example.test")
+    records = ours.command("domain", "dns", "example.test")["records"]
+    keys = [r for r in records if "_domainkey" in r["name"]]
+    zone = f'@ MX 10 mx\nmx A {mine}\n@ TXT "v=spf1 ip4:127.0.0.0/8 -all"\n'
+    zone += "".join(f"{r['name']}. {r['type']} {r['value']}\n" for r in keys)
+    peer_zone = f'@ MX 10 mx\nmx A {theirs}\n@ TXT "v=spf1 ip4:{theirs} -all"\n'
+    dns = Knot({"example.test": zone, "peer.test": peer_zone}, address=names, port=53)
+    listeners = "".join(
+        f'[[listener]]\nprotocol = "{p}"\naddress = "{a}"\ntls = "{t}"\n'
+        for p, a, t in (
+            ("smtp", f"{mine}:25", "starttls"),
+            ("smtp", f"127.0.0.1:{ours.port(25)}", "starttls"),
+            ("submission", f"127.0.0.1:{ours.port(587)}", "starttls"),
+            ("imap", f"127.0.0.1:{ours.port(143)}", "starttls"),
+        )
+    )
+    ours.override(f'{listeners}[dns]\nservers = ["{names}"]\n')
+    milter = free_port()
+    (home / "opendkim.conf").write_text(DKIM.format(port=milter, dns=names))
+    uid = pathlib.Path("/var/mail").stat().st_gid
+    settings = PEER.format(home=home / "peer", uid=uid, milter=milter, address=theirs)
+    (home / "peer/mail").mkdir(parents=True)
+    os.chown(home / "peer/mail", uid, uid)
+    peer = Postfix(home / "peer", settings, address=theirs, port=25, nameserver=names)
+    opendkim = subprocess.Popen(
+        ["/usr/sbin/opendkim", "-f", "-x", str(home / "opendkim.conf")]
+    )
+    try:
+        dns.start()
+        peer.start()
+        with daemon.running(ours):
+            yield World(ours, peer, dns)
+    finally:
+        peer.stop()
+        opendkim.send_signal(signal.SIGTERM)
+        opendkim.wait(10)
+        dns.stop()
+
+
+def submit(world: World, to: str, subject: str) -> None:
+    message = email.message.EmailMessage()
+    message["From"], message["To"], message["Subject"] = BOB, to, subject
+    message.set_content("Grüße von hier.\n")
+    insecure = ssl._create_unverified_context()
+    with smtplib.SMTP("127.0.0.1", world.ours.port(587), timeout=30) as smtp:
+        smtp.starttls(context=insecure)
+        smtp.login(BOB, PASSWORD)
+        smtp.send_message(message)
+
+
+def test_we_send_by_mx_and_opendkim_verifies_the_signature(world: World) -> None:
+    submit(world, CAROL, "to the peer")
+    found = eventually(
+        lambda: [m for m in world.carol() if m["Subject"] == "to the peer"]
+    )
+    assert isinstance(found, list)
+    results = " ".join(found[0].get_all("Authentication-Results"))
+    assert "dkim=pass" in results
+    assert "dkim=fail" not in results
+    assert found[0]["Message-ID"]
+    assert found[0]["Date"]
+    assert eventually(lambda: world.ours.command("queue", "list") == [])
+
+
+def test_postfix_sends_to_us_by_mx_and_spf_passes(world: World) -> None:
+    message = email.message.EmailMessage()
+    message["From"], message["To"], message["Subject"] = CAROL, BOB, "from the peer"
+    message["Message-ID"] = "<one@peer.test>"
+    message.set_content("Hallo\n")
+    with smtplib.SMTP(world.peer.address, 25, timeout=30) as smtp:
+        smtp.sendmail(CAROL, [BOB], message.as_bytes())
+    found = eventually(
+        lambda: [m for m in world.inbox() if m["Subject"] == "from the peer"]
+    )
+    assert isinstance(found, list)
+    results = " ".join(found[0].get_all("Authentication-Results"))
+    assert "mx.example.test" in results
+    assert "spf=pass" in results
+    assert found[0]["Return-Path"] == f"<{CAROL}>"
+    assert "mx.peer.test" in found[0].get_all("Received")[0]
+    assert "ESMTPS" in found[0].get_all("Received")[0]
+
+
+def test_a_refused_recipient_comes_back_as_one_report(world: World) -> None:
+    submit(world, "nobody@peer.test", "to nobody")
+
+    def reports() -> list[email.message.EmailMessage]:
+        return [m for m in world.inbox() if m.get_content_type() == "multipart/report"]
+
+    eventually(reports)
+    (report,) = reports()
+    assert report["Return-Path"] == "<>"
+    status = next(
+        p for p in report.walk() if p.get_content_type() == "message/delivery-status"
+    )
+    text = status.as_string()
+    assert "nobody@peer.test" in text
+    assert "Action: failed" in text
+    assert "5.1.1" in text
+    assert world.ours.command("queue", "list") == []
+
+
+def test_a_dead_peer_is_retried_until_it_is_back(world: World) -> None:
+    world.peer.stop()
+    submit(world, CAROL, "to a sleeping peer")
+
+    def deferred() -> bool:
+        rows = world.ours.command("queue", "list")
+        return bool(rows) and rows[0]["recipients"][0]["attempts"] > 0
+
+    eventually(deferred)
+    world.peer.start()
+    world.ours.command("queue", "retry", "all")
+    eventually(lambda: [m for m in world.carol() if "sleeping" in m["Subject"]])
+    assert world.ours.command("queue", "list") == []
