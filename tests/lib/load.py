@@ -51,7 +51,8 @@ class Load:
         lines = [filler[i : i + 70] for i in range(0, len(filler), 70)]
         body = "\r\n".join((f"begin {token}", ".", "..dots é", *lines, "end")) + "\r\n"
         head = (
-            f"From: sender@outside.test\r\nTo: many@example.test\r\nSubject: {token}\r\n"
+            f"From: sender@outside.test\r\nTo: many@example.test\r\n"
+            f"Subject: {token}\r\n"
             f"Message-ID: <{token}@outside.test>\r\nX-Token: {token}\r\n"
             "Date: Mon, 2 Nov 2026 10:00:00 +0000\r\nMIME-Version: 1.0\r\n"
             "Content-Type: text/plain; charset=utf-8\r\n"
