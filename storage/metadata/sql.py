@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.elements import ClauseElement
 
 SQLITE = sqlite.dialect(paramstyle="named")
-BOUND = re.compile(r"(?<!:):(\w+)")
+BOUND = re.compile(r"(?<!:):(\w+)|__\[POSTCOMPILE_(\w+)\]")
 
 
 class Sql:
@@ -49,18 +49,14 @@ class Sql:
 
 
 def _compile(clause: ClauseElement, columns: list[str] | None, dialect: Dialect) -> str:
-    compiled: Any = clause.compile(
-        dialect=dialect,
-        column_keys=columns,
-        compile_kwargs={"render_postcompile": True},
-    )
+    compiled: Any = clause.compile(dialect=dialect, column_keys=columns)
     required = {name for name, bind in compiled.binds.items() if bind.required}
     constants = {
         name: _literal(value)
         for name, value in compiled.construct_params(_check=False).items()
         if name not in required
     }
-    return BOUND.sub(lambda m: constants.get(m[1], m[0]), str(compiled))
+    return BOUND.sub(lambda m: constants.get(m[1] or m[2], m[0]), str(compiled))
 
 
 def _literal(value: object) -> str:
@@ -69,6 +65,8 @@ def _literal(value: object) -> str:
             return "NULL"
         case bool() | int():
             return str(int(value))
+        case list() | tuple():  # of column.in_(...)
+            return ", ".join(map(_literal, value)) or "NULL"
         case bytes():
             return f"X'{value.hex()}'"
         case _:

@@ -1,0 +1,170 @@
+"""The mail queue: outbound messages, leases, acceptances, as one async object."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING
+
+from storage.metadata import acceptances, queue_admin, queue_units
+from storage.queue import ClaimLimits, Page, Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from storage.api import Database
+    from storage.model import BlobRef
+    from storage.queue import (
+        Acceptance,
+        Claim,
+        Entry,
+        Finished,
+        NewQueued,
+        Outcome,
+        PendingPart,
+        Stats,
+    )
+
+ANY_CLAIM, EVERYTHING, FIRST_PAGE = ClaimLimits(), Selection(), Page()
+
+
+class MailQueue:
+    """Methods over the queue database; durable when they return (``Database.write``).
+
+    ``changed`` is set whenever something may have become due (enqueued, released,
+    retried): the relay clears it, claims, and waits for it or ``next_due``.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.changed = asyncio.Event()
+
+    async def start(self) -> int:
+        """End the leases that a crash left; returns how many."""
+        return await self._database.write(queue_units.release_all, 0, None)
+
+    async def close(self) -> None:
+        """Close the database."""
+        await self._database.close()
+
+    # --- outbound -------------------------------------------------------------
+
+    async def enqueue(self, new: NewQueued) -> str:
+        """Queue a message; returns its queue id (the first one's for a used key)."""
+        queued = await self._database.write(queue_units.enqueue, 0, new)
+        self.changed.set()
+        return queued
+
+    async def claim(self, limits: ClaimLimits = ANY_CLAIM) -> tuple[Claim, ...]:
+        """Lease what is due: one claim per message and domain, the longest due first.
+
+        Each must end in ``finish`` before its lease lapses, or be kept by ``extend``.
+        """
+        if not await self._database.read(queue_units.any_due, 0, limits.busy):
+            return ()
+        return await self._database.write(queue_units.claim, 0, limits)
+
+    async def extend(self, claim: Claim, seconds: int) -> bool:
+        """Heartbeat: keep a lease for ``seconds`` from now; False: it is lost."""
+        args = (claim.queue_id, claim.token, seconds)
+        return await self._database.write(queue_units.extend, 0, args)
+
+    async def finish(self, claim: Claim, outcomes: Sequence[Outcome]) -> Finished:
+        """Record how the attempt ended, for each recipient of the claim.
+
+        What was asked of a recipient meanwhile (hold, cancel) takes effect now.
+        """
+        args = (claim.queue_id, claim.token, tuple(outcomes))
+        done = await self._database.write(queue_units.finish, 0, args)
+        if any(outcome.due for outcome in outcomes):
+            self.changed.set()
+        return done
+
+    async def next_due(self) -> int:
+        """Return when the next attempt is due or a lease lapses; 0: never."""
+        return await self._database.read(queue_admin.next_due, 0, None)
+
+    async def notices(self, limit: int = 50) -> tuple[Entry, ...]:
+        """Return messages whose sender is to be told (DSN), with those recipients.
+
+        Each stays listed until ``noticed``: enqueue the report with a key made of
+        the queue id and positions, then call it.
+        """
+        return await self._database.read(queue_units.notices, 0, limit)
+
+    async def noticed(self, queue_id: str, positions: Sequence[int]) -> None:
+        """Note that the sender was told of these recipients."""
+        args = (queue_id, tuple(positions))
+        await self._database.write(queue_units.noticed, 0, args)
+
+    # --- acceptances ----------------------------------------------------------
+
+    async def accept(self, new: Acceptance) -> str:
+        """Commit an acceptance (after this, 250 is true); idempotent by its id.
+
+        Returns the queue id of its ``queued`` part, "" without one.
+        """
+        if new.queued is not None and not new.queued.key:
+            queued = dataclasses.replace(new.queued, key=new.acceptance_id)
+            new = dataclasses.replace(new, queued=queued)
+        queued_id = await self._database.write(acceptances.accept, 0, new)
+        if queued_id:
+            self.changed.set()
+        return queued_id
+
+    async def applied(self, acceptance_id: bytes, targets: Sequence[str]) -> int:
+        """Note that targets have their part; returns how many are left."""
+        args = (acceptance_id, tuple(targets))
+        return await self._database.write(acceptances.applied, 0, args)
+
+    async def pending(self, before: int, limit: int = 100) -> tuple[PendingPart, ...]:
+        """Return parts accepted up to ``before`` and not applied, oldest first."""
+        return await self._database.read(acceptances.pending, 0, (before, limit))
+
+    # --- commands -------------------------------------------------------------
+
+    async def show(self, queue_id: str) -> Entry:
+        """Return a message with its recipients, also a finished one; NOT_FOUND."""
+        return await self._database.read(queue_admin.show, 0, queue_id)
+
+    async def list(self, page: Page = FIRST_PAGE) -> tuple[Entry, ...]:
+        """Return a page of messages in order of arrival."""
+        return await self._database.read(queue_admin.list_page, 0, page)
+
+    async def hold(self, selection: Selection = EVERYTHING) -> int:
+        """Stop attempts until released; returns the number of recipients."""
+        return await self._database.write(queue_admin.hold, 0, selection)
+
+    async def release(self, selection: Selection = EVERYTHING) -> int:
+        """Let what is held be tried at once; returns the number of recipients."""
+        done = await self._database.write(queue_admin.release, 0, selection)
+        self.changed.set()
+        return done
+
+    async def retry(self, selection: Selection = EVERYTHING) -> int:
+        """Make the next attempt due now; returns the number of recipients."""
+        done = await self._database.write(queue_admin.retry, 0, selection)
+        self.changed.set()
+        return done
+
+    async def cancel(self, selection: Selection) -> tuple[int, int]:
+        """Drop recipients silently: (cancelled, in flight and then cancelled)."""
+        return await self._database.write(queue_admin.cancel, 0, selection)
+
+    async def stats(self) -> Stats:
+        """Return depth by state, ages and times."""
+        return await self._database.read(queue_admin.stats, 0, None)
+
+    # --- keeping house --------------------------------------------------------
+
+    async def purge(self, before: int, limit: int = 500) -> int:
+        """Forget what was finished before a time; returns how many messages."""
+        return await self._database.write(queue_admin.purge, 0, (before, limit))
+
+    async def live_blobs(self, hashes: Sequence[bytes]) -> frozenset[bytes]:
+        """Return those blobs that a queued message or an acceptance needs."""
+        return await self._database.read(queue_admin.live_blobs, 0, tuple(hashes))
+
+    async def move_blobs(self, blobs: Sequence[BlobRef]) -> None:
+        """Note where compaction put blobs."""
+        await self._database.write(queue_admin.move_blobs, 0, tuple(blobs))

@@ -1,0 +1,266 @@
+"""Units behind the queue commands: list, show, hold, release, retry, cancel, stats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, delete, exists, func, or_, select, true, update
+
+from storage.metadata import queue_rows as rows
+from storage.metadata.queue_tables import (
+    ACCEPTANCE,
+    ACCEPTANCE_TARGET,
+    BLOB,
+    MESSAGE,
+    RECIPIENT,
+)
+from storage.metadata.sql import InIds, Sql, heavy, ids, p
+from storage.queue import Entry, Page, Selection, State, Stats, queue_id, queue_number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import ColumnElement
+
+    from storage.api import Tx
+    from storage.model import BlobRef
+
+M, R = MESSAGE.c, RECIPIENT.c
+QUEUED, LEASED, HELD = int(State.QUEUED), int(State.LEASED), int(State.HELD)
+CANCELLED = int(State.CANCELLED)
+
+SELECTED: dict[str, ColumnElement[bool]] = {
+    "id": R.message == p("which"),
+    "domain": R.domain == p("which"),
+    "all": true(),
+}
+
+
+def _change(when: ColumnElement[bool], **values: Any) -> dict[str, Sql]:
+    """Return the same UPDATE for each way to select recipients."""
+    return {
+        way: Sql(update(RECIPIENT).where(selected, when).values(**values))
+        for way, selected in SELECTED.items()
+    }
+
+
+HOLD = _change(R.state == QUEUED, state=HELD, due=None, updated=p("now"))
+HOLD_LATER = _change(R.state == LEASED, wish=HELD)
+UNWISH = _change(and_(R.state == LEASED, R.wish == HELD), wish=0)
+RELEASE = _change(R.state == HELD, state=QUEUED, due=p("now"), updated=p("now"))
+RETRY = _change(R.state == QUEUED, due=p("now"))
+CANCEL = _change(
+    R.state.in_((QUEUED, HELD)),
+    state=CANCELLED,
+    due=None,
+    updated=p("now"),
+)
+CANCEL_LATER = _change(R.state == LEASED, wish=CANCELLED)
+
+LISTED = Sql(
+    select(M.message)
+    .where(
+        M.message > p("after"),
+        or_(
+            and_(p("finished") == 0, M.finished == 0),
+            and_(p("finished") == 1, M.finished > 0),
+        ),
+        or_(p("sender") == "", M.reverse_path == p("sender")),
+        or_(
+            p("domain") == "",
+            exists().where(R.message == M.message, R.domain == p("domain")),
+        ),
+    )
+    .order_by(M.message)
+    .limit(p("count"))
+)
+DEPTHS = Sql(
+    select(R.state, func.count()).where(R.state.in_(rows.WAITING)).group_by(R.state)
+)
+NOTICE_COUNT = Sql(
+    select(func.count()).select_from(RECIPIENT).where(R.notice.is_not(None))
+)
+OLDEST = Sql(select(M.created).where(M.finished == 0).order_by(M.message).limit(1))
+NEXT_DUE = Sql(select(R.due).where(R.due.is_not(None)).order_by(R.due).limit(1))
+ACCEPTED = Sql(
+    select(func.count()).select_from(ACCEPTANCE).where(ACCEPTANCE.c.open > 0)
+)
+
+OLD_MESSAGES = Sql(
+    select(M.message)
+    .where(M.finished > 0, M.finished < p("before"))
+    .order_by(M.finished)
+    .limit(p("count"))
+)
+DELETE_RECIPIENTS = Sql(delete(RECIPIENT).where(InIds(R.message, "numbers")))
+DELETE_MESSAGES = Sql(delete(MESSAGE).where(InIds(M.message, "numbers")))
+DELETE_ACCEPTANCES = Sql(
+    delete(ACCEPTANCE).where(ACCEPTANCE.c.open == 0, ACCEPTANCE.c.created < p("before"))
+)
+DELETE_TARGETS = Sql(
+    delete(ACCEPTANCE_TARGET).where(
+        ~exists().where(ACCEPTANCE.c.acceptance == ACCEPTANCE_TARGET.c.acceptance)
+    )
+)
+DELETE_BLOBS = Sql(
+    delete(BLOB).where(
+        ~exists().where(M.hash == BLOB.c.hash),
+        ~exists().where(ACCEPTANCE.c.hash == BLOB.c.hash),
+    )
+)
+IS_LIVE = Sql(
+    select(
+        or_(
+            exists().where(M.hash == p("hash"), M.finished == 0),
+            exists().where(ACCEPTANCE.c.hash == p("hash"), ACCEPTANCE.c.open > 0),
+        )
+    )
+)
+MOVE_BLOB = Sql(
+    update(BLOB)
+    .where(BLOB.c.hash == p("of_hash"))
+    .values({name: p(f"to_{name}") for name in rows.LOCATION})
+)
+
+
+def _where(selection: Selection) -> tuple[str, dict[str, object]]:
+    if selection.queue_id:
+        return "id", {"which": queue_number(selection.queue_id)}
+    if selection.domain:
+        return "domain", {"which": selection.domain}
+    return "all", {}
+
+
+def show(tx: Tx, _account: int, text: str) -> Entry:
+    """Return one message with its recipients; NOT_FOUND."""
+    number = queue_number(text)
+    return Entry(rows.message(tx, number), rows.recipients(tx, number))
+
+
+def list_page(tx: Tx, _account: int, page: Page) -> tuple[Entry, ...]:
+    """Return a page of messages in order of arrival."""
+    key = {
+        "after": queue_number(page.after) if page.after else -1,
+        "finished": int(page.finished),
+        "sender": page.sender,
+        "domain": page.domain,
+        "count": page.limit,
+    }
+    return tuple(show(tx, 0, queue_id(row[0])) for row in tx.all(LISTED, key))
+
+
+@heavy
+def hold(tx: Tx, _account: int, selection: Selection) -> int:
+    """Stop attempts until released; one in flight is held when it ends.
+
+    Returns the number of recipients this concerns; NOT_FOUND for an unknown id.
+    """
+    way, key = _checked(tx, selection)
+    now = {**key, "now": int(tx.now)}
+    return tx.run(HOLD[way], now) + tx.run(HOLD_LATER[way], key)
+
+
+@heavy
+def release(tx: Tx, _account: int, selection: Selection) -> int:
+    """Let what is held be tried again, at once; returns the number of recipients."""
+    way, key = _checked(tx, selection)
+    now = {**key, "now": int(tx.now)}
+    return tx.run(RELEASE[way], now) + tx.run(UNWISH[way], key)
+
+
+@heavy
+def retry(tx: Tx, _account: int, selection: Selection) -> int:
+    """Make the next attempt due now; returns the number of recipients."""
+    way, key = _checked(tx, selection)
+    return tx.run(RETRY[way], {**key, "now": int(tx.now)})
+
+
+@heavy
+def cancel(tx: Tx, _account: int, selection: Selection) -> tuple[int, int]:
+    """Drop recipients without telling the sender.
+
+    Returns how many are cancelled, and how many will be unless the attempt that is
+    in flight succeeds.
+    """
+    way, key = _checked(tx, selection)
+    done = tx.run(CANCEL[way], {**key, "now": int(tx.now)})
+    later = tx.run(CANCEL_LATER[way], key)
+    if way == "id":
+        rows.recount(tx, queue_number(selection.queue_id))
+    elif done:
+        rows.recount_all(tx)
+    return done, later
+
+
+def _checked(tx: Tx, selection: Selection) -> tuple[str, dict[str, object]]:
+    if selection.queue_id:
+        rows.message(tx, queue_number(selection.queue_id))
+    return _where(selection)
+
+
+def stats(tx: Tx, _account: int, _args: None) -> Stats:
+    """Return depth and times."""
+    depth = {row[0]: row[1] for row in tx.all(DEPTHS)}
+    notices, oldest, due, accepted = (
+        tx.one(statement) for statement in (NOTICE_COUNT, OLDEST, NEXT_DUE, ACCEPTED)
+    )
+    return Stats(
+        depth.get(QUEUED, 0),
+        depth.get(LEASED, 0),
+        depth.get(HELD, 0),
+        notices[0] if notices else 0,
+        oldest[0] if oldest else 0,
+        due[0] if due else 0,
+        accepted[0] if accepted else 0,
+    )
+
+
+def next_due(tx: Tx, _account: int, _args: None) -> int:
+    """Return when the next attempt is due or a lease lapses; 0: never."""
+    row = tx.one(NEXT_DUE)
+    return row[0] if row else 0
+
+
+# --- blobs and purging -------------------------------------------------------
+
+
+@heavy
+def purge(tx: Tx, _account: int, args: tuple[int, int]) -> int:
+    """Forget (before, at most) finished messages and applied acceptances.
+
+    Returns how many messages went; call again while that is the limit.
+    """
+    before, limit = args
+    key = {"before": before, "count": limit}
+    numbers = [row[0] for row in tx.all(OLD_MESSAGES, key)]
+    if numbers:
+        tx.run(DELETE_RECIPIENTS, {"numbers": ids(numbers)})
+        tx.run(DELETE_MESSAGES, {"numbers": ids(numbers)})
+    if tx.run(DELETE_ACCEPTANCES, {"before": before}):
+        tx.run(DELETE_TARGETS)
+    tx.run(DELETE_BLOBS)
+    return len(numbers)
+
+
+def live_blobs(tx: Tx, _account: int, hashes: tuple[bytes, ...]) -> frozenset[bytes]:
+    """Return those blobs that the queue or an acceptance still needs."""
+    return frozenset(h for h in hashes if _is_live(tx, h))
+
+
+def _is_live(tx: Tx, blob_hash: bytes) -> bool:
+    row = tx.one(IS_LIVE, {"hash": blob_hash})
+    return row is not None and bool(row[0])
+
+
+def move_blobs(tx: Tx, _account: int, blobs: Iterable[BlobRef]) -> None:
+    """Note where compaction put blobs (unknown ones are passed over)."""
+    tx.many(
+        MOVE_BLOB,
+        [
+            {
+                "of_hash": blob.hash,
+                **{f"to_{name}": getattr(blob, name) for name in rows.LOCATION},
+            }
+            for blob in blobs
+        ],
+    )
