@@ -11,6 +11,7 @@ from typing import NamedTuple
 from mailserverd.mail.words import unfold
 
 MAX_ADDRESSES = 10_000
+MAX_ODD = 128 << 10  # octets read of a list from its first unusual address on
 
 
 class Address(NamedTuple):
@@ -74,7 +75,8 @@ def parse_addresses(raw: bytes) -> list[Address]:
 
 def _parse_slowly(value: bytes, position: int, found: list[Address]) -> list[Address]:
     parser = _Parser(found)
-    end = len(value)
+    end = min(len(value), position + MAX_ODD)
+    value = value[:end]
     while position < end and len(found) < MAX_ADDRESSES:
         match = _TOKEN.match(value, position)
         if match is None:  # pragma: no cover - the alternatives cover every octet

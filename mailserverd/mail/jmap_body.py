@@ -118,10 +118,11 @@ class _Splitter:
     def _alternative(
         self, index: int, part: Part, text: list[int] | None, html: list[int] | None
     ) -> None:
-        wanted = {"plain": text, "html": html}.get(part.subtype)
-        if part.type != "text":
+        lists = {"text/plain": text, "text/html": html}
+        wanted = lists.get(f"{part.type}/{part.subtype}")
+        if wanted is None:  # media, or a list that takes nothing more
             self.attachments.append(index)
-        elif wanted is not None:
+        else:
             wanted.append(index)
 
     def _show(
@@ -131,7 +132,8 @@ class _Splitter:
             text.append(index)
         if html is not None:
             html.append(index)
-        if (text is None or html is None) and part.type in _MEDIA:
+        hidden = text is None and html is None  # the algorithm would lose it
+        if hidden or (part.type in _MEDIA and (text is None or html is None)):
             self.attachments.append(index)
 
 

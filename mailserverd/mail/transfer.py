@@ -99,12 +99,12 @@ def _uu_line(line: bytes) -> tuple[bytes, bool]:
     if not line:
         return b"", False
     count = (line[0] - 32) & 63
-    needed = (count + 2) // 3 * 4
+    needed = (count * 4 + 2) // 3
     try:
         return binascii.a2b_uu(line[: 1 + needed]), False
     except binascii.Error:
-        clean = bytes(c if 32 <= c <= 96 else 32 for c in line[: 1 + needed])
-        return binascii.a2b_uu(clean), True
+        clean = bytes([c if 32 <= c <= 96 else 32 for c in line[1 : 1 + needed]])
+        return binascii.a2b_uu(bytes([32 + count]) + clean), True
 
 
 class _Stream(Protocol):

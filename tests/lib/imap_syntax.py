@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 
-_QUOTED = re.compile(rb'"((?:[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x5b\x5d-\x7f]|\\["\\])*)"')
+_QUOTED = re.compile(
+    rb'"((?:[\x01-\x09\x0b\x0c\x0e-\x21\x23-\x5b\x5d-\x7f]|\\["\\])*)"'
+)
 _LITERAL = re.compile(rb"\{(0|[1-9][0-9]*)\}\r\n")
 _NUMBER = re.compile(rb"0|[1-9][0-9]*")
 _ENVELOPE_ADDRESSES = 6
