@@ -374,6 +374,9 @@ class ObjectChanges:
     """Foo/changes (RFC 8620 section 5.2): ids by fate, and the modseq reached.
 
     ``only_counts`` is true when every updated mailbox changed in counts alone.
+    ``after`` is set when one modseq holds more than the limit and the caller asked
+    to split it: the state reached is then "before ``new_modseq``, and of it the ids
+    up to ``after``".
     """
 
     created: tuple[int, ...]
@@ -382,6 +385,23 @@ class ObjectChanges:
     new_modseq: int
     has_more: bool
     only_counts: bool = False
+    after: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Since:
+    """From where changes are asked for: a modseq, or a state inside one.
+
+    With ``after`` (of an earlier ``ObjectChanges``) the client knows what was
+    before ``modseq`` and, of ``modseq`` itself, the ids up to ``after``.  ``split``
+    allows an answer that ends inside a modseq; without it a modseq that holds more
+    than ``limit`` changes raises CANNOT_CALCULATE_CHANGES.
+    """
+
+    modseq: int
+    limit: int | None = None
+    after: int | None = None
+    split: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ def change(tx: Tx, account: int, patch: MailboxPatch) -> tuple[Mailbox, int, boo
     new = _patched(box, patch)
     if new == box:
         return box, release(tx, account), False
-    _check_change(existing, box, new)
+    check_change(existing, box, new)
     apply(tx, account, modseq, new)
     return boxes.load(tx, account)[box.mailbox_id], modseq, True
 
@@ -183,7 +183,8 @@ def _patched(box: Mailbox, patch: MailboxPatch) -> Mailbox:
     )
 
 
-def _check_change(existing: dict[int, Mailbox], box: Mailbox, new: Mailbox) -> None:
+def check_change(existing: dict[int, Mailbox], box: Mailbox, new: Mailbox) -> None:
+    """Refuse a change of name, place or role that breaks a rule."""
     moved = (new.name, new.parent_id) != (box.name, box.parent_id)
     if new.role != box.role:
         if "inbox" in {new.role, box.role}:

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, select
 
 from storage.metadata import boxes
-from storage.metadata.accounts import read_floor
+from storage.metadata.accounts import read_floor, read_state
 from storage.metadata.sql import InIds, Sql, ids, inline, p
 from storage.metadata.tables import (
     BLOB,
-    DESTROYED,
     EMAIL,
     EMAIL_STATE,
     EXPUNGED,
     MAILBOX_EMAIL,
-    TYPE_ROW,
 )
 from storage.model import (
     DELETED_BIT,
@@ -146,6 +144,12 @@ def extend_view(view: View, rows: Iterable[tuple[int, int, int, int, str]]) -> N
             view.keyword_sets.append(tuple(words.split()))
             number = numbers[words] = len(view.keyword_sets) << KEYWORD_SHIFT
         view.flags.append(bits | number)
+
+
+@inline
+def reached(tx: Tx, account: int, _: None) -> int:
+    """Return the account's modseq."""
+    return read_state(tx, account).modseq
 
 
 @inline
@@ -308,6 +312,14 @@ def read_page(
     return [(row[0], build(row[2:], places.get(row[2], ()), row[1])) for row in rows]
 
 
+@inline
+def few_page(
+    tx: Tx, account: int, args: tuple[int, int, int, Column, int]
+) -> list[tuple[int, EmailRow]]:
+    """Do as ``read_page``, on the loop: for a page of about 50."""
+    return read_page(tx, account, args)
+
+
 def _places(
     tx: Tx, account: int, encoded: bytes, columns: Column
 ) -> dict[int, tuple[int, ...]]:
@@ -355,7 +367,7 @@ def _builder(columns: Column) -> Any:
     return build
 
 
-# --- states, texts --------------------------------------------------------------
+# --- states -----------------------------------------------------------------------
 
 STATES = Sql(
     select(_es.email_id, _es.modseq, _es.system, _es.keywords).where(
@@ -376,89 +388,3 @@ def get_states(
             STATES, {"a": account, "emails": encoded}
         )
     }
-
-
-TEXTS = Sql(
-    select(_e.email_id, _e.search_text).where(
-        _e.account_id == p("a"), InIds(_e.email_id, "emails")
-    )
-)
-AT_OR_AFTER = Sql(
-    select(_es.email_id, _es.created_modseq)
-    .where(_es.account_id == p("a"), _es.email_id >= p("low"))
-    .order_by(_es.email_id)
-    .limit(1)
-)
-LAST = Sql(
-    select(_es.email_id)
-    .where(_es.account_id == p("a"))
-    .order_by(_es.email_id.desc())
-    .limit(1)
-)
-TAIL = Sql(
-    select(_e.email_id, _es.created_modseq, _e.search_text)
-    .select_from(EMAIL.join(EMAIL_STATE, _email_of_state))
-    .where(_e.account_id == p("a"), _e.email_id >= p("low"))
-    .order_by(_e.email_id)
-    .limit(p("n"))
-)
-TAIL_IDS = Sql(
-    select(_es.email_id)
-    .where(_es.account_id == p("a"), _es.email_id >= p("low"))
-    .order_by(_es.email_id)
-)
-GONE = Sql(
-    select(DESTROYED.c.object_id).where(
-        DESTROYED.c.account_id == p("a"),
-        DESTROYED.c.type == TYPE_ROW,
-        DESTROYED.c.modseq > p("since"),
-    )
-)
-
-
-def search_texts(tx: Tx, account: int, wanted: Sequence[int]) -> dict[int, bytes]:
-    """Return the stored, still compressed texts by email id."""
-    rows = tx.all(TEXTS, {"a": account, "emails": ids(wanted)})
-    return {row[0]: row[1] for row in rows}
-
-
-def tail(tx: Tx, account: int, args: tuple[int, int]) -> list[tuple[int, int, bytes]]:
-    """Return (email_id, created_modseq, text) of emails made after a modseq.
-
-    Arguments: (after_modseq, limit).  Emails are numbered in the order of their
-    modseq, so the first is found by bisection.
-    """
-    after, limit = args
-    low = first_after(tx, account, after)
-    return [
-        (key, created, text)
-        for key, created, text in tx.all(TAIL, {"a": account, "low": low, "n": limit})
-    ]
-
-
-def tail_ids(tx: Tx, account: int, after: int) -> tuple[int, ...]:
-    """Return the ids of emails made after a modseq."""
-    low = first_after(tx, account, after)
-    return tuple(row[0] for row in tx.all(TAIL_IDS, {"a": account, "low": low}))
-
-
-def first_after(tx: Tx, account: int, modseq: int) -> int:
-    """Return the lowest email id (or above all) whose created_modseq is greater."""
-    last = tx.one(LAST, {"a": account})
-    low, high = 1, (last[0] if last else 0) + 1
-    while low < high:
-        middle = (low + high) // 2
-        row = tx.one(AT_OR_AFTER, {"a": account, "low": middle})
-        if row is not None and row[1] <= modseq:
-            low = row[0] + 1
-        else:
-            high = middle
-    return low
-
-
-def destroyed_since(tx: Tx, account: int, since: int) -> tuple[int, ...] | None:
-    """Return ids of emails that are gone, or None when that is not known."""
-    floor, _ = read_floor(tx, account)
-    if since < floor:
-        return None
-    return tuple(row[0] for row in tx.all(GONE, {"a": account, "since": since}))

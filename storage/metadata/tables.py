@@ -251,7 +251,8 @@ BLOB_OWNER = Table(
     _key("owner_id"),
     _int("expires"),  # 0: never
     Index(
-        "blob_owner_expires",
+        "blob_owner_upload",
+        "account_id",
         "expires",
         sqlite_where=text("expires > 0"),
         postgresql_where=text("expires > 0"),

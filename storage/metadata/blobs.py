@@ -1,0 +1,199 @@
+"""Who owns a blob: emails and uploads; what the collector may take and move.
+
+Reading is decided by references, never by knowing a hash.  A blob's row exists as
+long as its bytes do: the collector first removes rows that nobody owns, and only
+later the bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, delete, exists, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from mailserverd.core.errors import Kind, MailError
+from storage.metadata.accounts import read_state
+from storage.metadata.deliver import ADD_BLOB, blob_row
+from storage.metadata.sql import Sql, inline, p
+from storage.metadata.tables import BLOB, BLOB_OWNER, OWNER_EMAIL, OWNER_UPLOAD
+from storage.model import BlobRef
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from storage.api import Tx
+
+MAX_UPLOADS = 1000  # live ones of an account
+MAX_UPLOAD_OCTETS = 1 << 30
+
+_b, _o = BLOB.c, BLOB_OWNER.c
+_ref = (
+    _b.hash,
+    _b.store,
+    _b.segment,
+    _b.offset,
+    _b.length,
+    _b.size,
+    _b.codec,
+    _b.key,
+)
+_live = or_(_o.expires == 0, _o.expires > p("now"))
+FIND = Sql(
+    select(*_ref)
+    .join_from(BLOB, BLOB_OWNER, _o.hash == _b.hash)
+    .where(
+        _b.hash == p("hash"),
+        _o.account_id == p("a"),
+        or_(_o.kind == OWNER_EMAIL, _o.kind == OWNER_UPLOAD),
+        _live,
+    )
+    .limit(1)
+)
+_owner = upsert(BLOB_OWNER)
+ADD_UPLOAD = Sql(
+    _owner.on_conflict_do_update(
+        index_elements=["hash", "account_id", "kind", "owner_id"],
+        set_={"expires": _owner.excluded.expires},
+    ),
+    tuple(BLOB_OWNER.c.keys()),
+)
+UPLOADED = Sql(
+    select(func.count(), func.coalesce(func.sum(_b.size), 0))
+    .select_from(BLOB_OWNER.join(BLOB, _o.hash == _b.hash))
+    .where(_o.account_id == p("a"), _o.expires > p("now"))
+)
+EXPIRED = Sql(
+    select(_o.hash, _o.account_id, _o.kind, _o.owner_id)
+    .where(_o.expires > 0, _o.expires <= p("now"))
+    .limit(p("n"))
+)
+DROP_OWNER = Sql(
+    delete(BLOB_OWNER).where(
+        _o.hash == p("hash"),
+        _o.account_id == p("a"),
+        _o.kind == p("what"),
+        _o.owner_id == p("owner"),
+    )
+)
+_owned = exists().where(_o.hash == _b.hash).correlate(BLOB)
+OWNED = Sql(select(*_ref).where(_b.hash == p("hash"), _owned))
+UNOWNED = Sql(
+    select(*_ref).where(_b.hash > p("after"), ~_owned).order_by(_b.hash).limit(p("n"))
+)
+FORGET = Sql(delete(BLOB).where(_b.hash == p("hash"), ~_owned))
+MOVE = Sql(
+    update(BLOB)
+    .where(
+        _b.hash == p("of"),
+        and_(_b.segment == p("old_segment"), _b.offset == p("old_offset")),
+    )
+    .values(
+        store=p("to_store"),
+        segment=p("to_segment"),
+        offset=p("to_offset"),
+        length=p("to_length"),
+        codec=p("to_codec"),
+        key=p("to_key"),
+    )
+)
+
+
+@inline
+def find_blob(tx: Tx, account: int, blob_hash: bytes) -> BlobRef:
+    """Return a blob that an email or a live upload of the account refers to.
+
+    NOT_FOUND for any other, whether it exists or not.
+    """
+    row = tx.one(FIND, {"a": account, "hash": blob_hash, "now": int(tx.now)})
+    if row is None:
+        raise MailError(Kind.NOT_FOUND, "no such blob")
+    return BlobRef(*row)
+
+
+def add_upload(tx: Tx, account: int, args: tuple[BlobRef, int]) -> BlobRef:
+    """Own an uploaded blob for some seconds: (ref, seconds) -> where it lies.
+
+    LIMIT when the account holds too many uploads or octets of them.
+    """
+    blob, seconds = args
+    read_state(tx, account)
+    now = int(tx.now)
+    used = tx.one(UPLOADED, {"a": account, "now": now})
+    count, size = used or (0, 0)
+    if count >= MAX_UPLOADS or size + blob.size > MAX_UPLOAD_OCTETS:
+        raise MailError(Kind.LIMIT, "too many uploads")
+    tx.run(ADD_BLOB, blob_row(blob))
+    tx.run(
+        ADD_UPLOAD,
+        {
+            "hash": blob.hash,
+            "account_id": account,
+            "kind": OWNER_UPLOAD,
+            "owner_id": 0,
+            "expires": now + seconds,
+        },
+    )
+    row = tx.one(OWNED, {"hash": blob.hash})
+    return BlobRef(*row) if row else blob
+
+
+def expire_uploads(tx: Tx, _: int, limit: int) -> int:
+    """Forget up to ``limit`` uploads of the shard whose time has come."""
+    rows = tx.all(EXPIRED, {"now": int(tx.now), "n": limit})
+    tx.many(
+        DROP_OWNER,
+        [
+            {"hash": row[0], "a": row[1], "what": row[2], "owner": row[3]}
+            for row in rows
+        ],
+    )
+    return len(rows)
+
+
+def live_blobs(tx: Tx, _: int, hashes: Sequence[bytes]) -> dict[bytes, BlobRef]:
+    """Return which of these blobs the shard owns, and where it reads them.
+
+    A record of an owned blob at another place than this is not needed here.
+    """
+    found: dict[bytes, BlobRef] = {}
+    for blob_hash in hashes:
+        row = tx.one(OWNED, {"hash": blob_hash})
+        if row is not None:
+            found[blob_hash] = BlobRef(*row)
+    return found
+
+
+def unowned_blobs(tx: Tx, _: int, args: tuple[bytes, int]) -> tuple[BlobRef, ...]:
+    """Return blobs without an owner, in order of hash: (after, limit)."""
+    after, limit = args
+    rows = tx.all(UNOWNED, {"after": after, "n": limit})
+    return tuple(BlobRef(*row) for row in rows)
+
+
+def forget_blobs(tx: Tx, _: int, hashes: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Remove the rows of those blobs that nobody owns; returns their hashes.
+
+    From then on a message with the same content brings its own record, and the
+    bytes may be removed once no reader holds the old address.
+    """
+    return tuple(key for key in hashes if tx.run(FORGET, {"hash": key}))
+
+
+def move_blobs(tx: Tx, _: int, moves: Sequence[tuple[BlobRef, BlobRef]]) -> int:
+    """Let rows that point at the first of each pair point at the second."""
+    return sum(tx.run(MOVE, _move(old, new)) for old, new in moves)
+
+
+def _move(old: BlobRef, new: BlobRef) -> dict[str, Any]:
+    return {
+        "of": old.hash,
+        "old_segment": old.segment,
+        "old_offset": old.offset,
+        "to_store": new.store,
+        "to_segment": new.segment,
+        "to_offset": new.offset,
+        "to_length": new.length,
+        "to_codec": new.codec,
+        "to_key": new.key,
+    }

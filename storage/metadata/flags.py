@@ -1,0 +1,273 @@
+"""Keywords and memberships as protocols change them: STORE, Email/set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mailserverd.core.errors import Kind, MailError
+from storage.metadata import edit_sql as sql
+from storage.metadata.accounts import read_state
+from storage.metadata.edit import Edit, Edited
+from storage.metadata.sql import heavy, ids
+from storage.model import (
+    DELETED_BIT,
+    SYSTEM_KEYWORDS,
+    BatchResult,
+    EmailPatch,
+    FlagChange,
+    StoreFlags,
+    StoreResult,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from storage.api import Tx
+
+MAX_KEYWORDS = 128  # on one email
+MAX_KEYWORD = 255  # octets of one
+FORBIDDEN = frozenset('(){]%*"\\')  # RFC 8621 section 4.1.1
+
+
+def split_keywords(words: Iterable[str]) -> tuple[int, frozenset[str]]:
+    """Return (system bits, other keywords); INVALID for what no keyword may be."""
+    system = 0
+    others = set()
+    for word in words:
+        bit = SYSTEM_KEYWORDS.get(word)
+        if bit:
+            system |= bit
+        else:
+            others.add(_checked(word))
+    return system, frozenset(others)
+
+
+def _checked(word: str) -> str:
+    printable = all("!" <= char <= "~" and char not in FORBIDDEN for char in word)
+    if not word or len(word) > MAX_KEYWORD or not printable:
+        raise MailError(Kind.INVALID, "not a keyword", properties=["keywords"])
+    return word.lower()
+
+
+def _join(words: Iterable[str]) -> str:
+    ordered = sorted(words)
+    if len(ordered) > MAX_KEYWORDS:
+        raise MailError(Kind.LIMIT, "too many keywords")
+    return " ".join(ordered)
+
+
+class _Combine:
+    """A flag change of STORE as a function of an email's flags."""
+
+    def __init__(self, args: StoreFlags) -> None:
+        bits, words = split_keywords(args.flags.keywords)
+        self._bits = bits | args.flags.system & ~DELETED_BIT
+        self._words = words
+        self._how = args.change
+        self._deleted = args.deleted
+        self._known: dict[str, str] = {}
+
+    def system(self, before: int) -> int:
+        """Return the system bits afterwards."""
+        match self._how:
+            case FlagChange.ADD:
+                return before | self._bits
+            case FlagChange.REMOVE:
+                return before & ~self._bits
+            case _:
+                return self._bits
+
+    def keywords(self, before: str) -> str:
+        """Return the joined keywords afterwards."""
+        after = self._known.get(before)
+        if after is None:
+            after = self._known[before] = self._combined(before)
+        return after
+
+    def _combined(self, before: str) -> str:
+        match self._how:
+            case FlagChange.ADD:
+                return _join(self._words.union(before.split()))
+            case FlagChange.REMOVE:
+                return _join(set(before.split()) - self._words)
+            case _:
+                return _join(self._words)
+
+    def deleted(self, before: int) -> int:
+        """Return whether the membership is ``\\Deleted`` afterwards."""
+        if self._how is FlagChange.SET:
+            return int(self._deleted)
+        if not self._deleted:
+            return before
+        return int(self._how is FlagChange.ADD)
+
+
+def store_flags(tx: Tx, account: int, args: StoreFlags) -> StoreResult:
+    """Change flags of the messages with these uids; unknown uids are left out.
+
+    A keyword belongs to the email and changes in all its mailboxes, ``\\Deleted``
+    to the membership.  NOT_FOUND (mailbox), INVALID, LIMIT (keywords).
+    """
+    combine = _Combine(args)
+    edit = Edit(tx, account)
+    box = args.mailbox_id
+    edit.box(box)
+    rows = tx.all(sql.BY_UIDS, {"a": account, "box": box, "uids": ids(args.uids)})
+    edit.load([row[1] for row in rows])
+    modified = []
+    touched: list[tuple[int, Edited]] = []
+    since = args.unchanged_since
+    for uid, email_id, modseq in rows:
+        email = edit.emails[email_id]
+        if since is not None and max(modseq, email.flags_modseq) > since:
+            modified.append(uid)
+            continue
+        email.system = combine.system(email.system)
+        email.keywords = combine.keywords(email.keywords)
+        member = email.members[box]
+        deleted = combine.deleted(member.deleted)
+        if deleted != member.deleted:
+            email.members[box] = member._replace(deleted=deleted)
+        touched.append((uid, email))
+    touched = [(uid, email) for uid, email in touched if email.changed]
+    modseq, _ = edit.finish()
+    changed = [
+        (
+            uid,
+            email.email_id,
+            modseq,
+            email.system | (DELETED_BIT if email.members[box].deleted else 0),
+            tuple(email.keywords.split()),
+        )
+        for uid, email in touched
+    ]
+    return StoreResult(modseq, tuple(sorted(changed)), tuple(sorted(modified)))
+
+
+@heavy
+def store_many(tx: Tx, account: int, args: StoreFlags) -> StoreResult:
+    """Do as ``store_flags``, in the writer's thread: for hundreds of messages."""
+    return store_flags(tx, account, args)
+
+
+# --- Email/set ------------------------------------------------------------------
+
+
+def update(
+    tx: Tx, account: int, args: tuple[Sequence[EmailPatch], int | None]
+) -> BatchResult:
+    """Apply patches (RFC 8621 section 4.6): (patches, if_modseq).
+
+    STATE_MISMATCH when ``if_modseq`` is not the Email state; what fails alone is
+    in ``errors`` and leaves its email as it is.
+    """
+    patches, if_modseq = args
+    check_state(tx, account, if_modseq)
+    edit = Edit(tx, account)
+    edit.load([patch.email_id for patch in patches])
+    known = set[int]()
+    errors = []
+    for patch in patches:
+        try:
+            _patch(edit, patch, known)
+        except MailError as error:
+            errors.append((patch.email_id, (error.kind.name, error.text)))
+    modseq, _ = edit.finish()
+    failed = {email_id for email_id, _ in errors}
+    done = tuple(p.email_id for p in patches if p.email_id not in failed)
+    return BatchResult(modseq, tuple(errors), updated=done)
+
+
+@heavy
+def update_many(
+    tx: Tx, account: int, args: tuple[Sequence[EmailPatch], int | None]
+) -> BatchResult:
+    """Do as ``update``, in the writer's thread: for hundreds of emails."""
+    return update(tx, account, args)
+
+
+def check_state(tx: Tx, account: int, if_modseq: int | None) -> None:
+    """Raise STATE_MISMATCH unless the Email state is ``if_modseq`` (or None)."""
+    if if_modseq is not None and read_state(tx, account).email != if_modseq:
+        raise MailError(Kind.STATE_MISMATCH)
+
+
+def _shown(edit: Edit, email_id: int) -> Edited:
+    email = edit.emails.get(email_id)
+    if email is None or not email.shown:
+        raise MailError(Kind.NOT_FOUND, "no such email")
+    return email
+
+
+def _patch(edit: Edit, patch: EmailPatch, known: set[int]) -> None:
+    email = _shown(edit, patch.email_id)
+    system, words = _patched_keywords(email, patch)
+    joined = _join(words)
+    wanted = _patched_mailboxes(email, patch)
+    current = {box for box, member in email.members.items() if not member.deleted}
+    if not wanted:
+        raise MailError(
+            Kind.INVALID, "an email needs a mailbox", properties=["mailboxIds"]
+        )
+    for box in wanted - known - current:
+        edit.box(box)
+        known.add(box)
+    email.system, email.keywords = system, joined
+    for box in current - wanted:
+        del email.members[box]
+    for box in sorted(wanted - current):
+        member = email.members.get(box)
+        if member is None:
+            edit.place(email, box)
+        else:
+            email.members[box] = member._replace(deleted=0)
+
+
+def _patched_keywords(email: Edited, patch: EmailPatch) -> tuple[int, set[str]]:
+    system, words = email.system, set(email.keywords.split())
+    if patch.set_keywords is not None:
+        system, only = split_keywords(patch.set_keywords)
+        words = set(only)
+    bits, more = split_keywords(patch.add_keywords)
+    system, words = system | bits, words | more
+    bits, less = split_keywords(patch.remove_keywords)
+    return system & ~bits, words - less
+
+
+def _patched_mailboxes(email: Edited, patch: EmailPatch) -> set[int]:
+    if patch.set_mailboxes is not None:
+        boxes = set(patch.set_mailboxes)
+    else:
+        boxes = {box for box, member in email.members.items() if not member.deleted}
+    return (boxes | set(patch.add_mailboxes)) - set(patch.remove_mailboxes)
+
+
+def destroy(
+    tx: Tx, account: int, args: tuple[Sequence[int], int | None]
+) -> BatchResult:
+    """Destroy emails, wherever they lie: (email ids, if_modseq).
+
+    STATE_MISMATCH; NOT_FOUND per email in ``errors``.
+    """
+    wanted, if_modseq = args
+    check_state(tx, account, if_modseq)
+    edit = Edit(tx, account)
+    edit.load(wanted)
+    errors = []
+    done = []
+    for email_id in wanted:
+        try:
+            _shown(edit, email_id).members.clear()
+            done.append(email_id)
+        except MailError as error:
+            errors.append((email_id, (error.kind.name, error.text)))
+    modseq, _ = edit.finish()
+    return BatchResult(modseq, tuple(errors), destroyed=tuple(done))
+
+
+@heavy
+def destroy_many(
+    tx: Tx, account: int, args: tuple[Sequence[int], int | None]
+) -> BatchResult:
+    """Do as ``destroy``, in the writer's thread: for hundreds of emails."""
+    return destroy(tx, account, args)
