@@ -78,6 +78,7 @@ DROP_OWNER = Sql(
 )
 _owned = exists().where(_o.hash == _b.hash).correlate(BLOB)
 OWNED = Sql(select(*_ref).where(_b.hash == p("hash"), _owned))
+PLACED = Sql(select(*_ref).where(_b.hash == p("hash")))
 UNOWNED = Sql(
     select(*_ref).where(_b.hash > p("after"), ~_owned).order_by(_b.hash).limit(p("n"))
 )
@@ -162,6 +163,13 @@ def live_blobs(tx: Tx, _: int, hashes: Sequence[bytes]) -> dict[bytes, BlobRef]:
         if row is not None:
             found[blob_hash] = BlobRef(*row)
     return found
+
+
+def placed_blobs(tx: Tx, _: int, hashes: Sequence[bytes]) -> dict[bytes, BlobRef]:
+    """Return where rows place these blobs, owned or not: an unowned row may be owned
+    again by the next message with the same content, so its bytes must stay."""
+    rows = (tx.one(PLACED, {"hash": blob_hash}) for blob_hash in hashes)
+    return {row[0]: BlobRef(*row) for row in rows if row is not None}
 
 
 def unowned_blobs(tx: Tx, _: int, args: tuple[bytes, int]) -> tuple[BlobRef, ...]:
