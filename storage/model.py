@@ -157,7 +157,7 @@ class NewEmail:
     bodystructure: bytes
     list_json: bytes
     part_table: bytes
-    thread_keys: tuple[bytes, ...]
+    thread_keys: tuple[bytes, ...]  # digests of (message id, base subject)
     message_id: str
     base_subject: str
     sort_from: str

@@ -6,9 +6,8 @@ import collections
 from typing import TYPE_CHECKING
 
 from mailserverd.core.types import system
-from mailserverd.services.access import check
+from mailserverd.services.access import check, since_when
 from storage.metadata import accounts, changes, copies, mailboxes
-from storage.model import Since
 
 if TYPE_CHECKING:
     from mailserverd.core.types import Access
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         MailboxPatch,
         NewMailbox,
         ObjectChanges,
+        Since,
     )
 
 CACHED_ACCOUNTS = 2000
@@ -134,21 +134,16 @@ class Mailboxes:
         self._changes.announce(access.account, modseq)
 
     async def changes(
-        self,
-        access: Access,
-        since_modseq: int,
-        limit: int | None = None,
-        *,
-        after: int | None = None,
-        split: bool = False,
+        self, access: Access, since: int | Since, limit: int | None = None
     ) -> ObjectChanges:
         """Mailbox/changes (RFC 8621 section 2.2): CANNOT_CALCULATE_CHANGES.
 
-        ``after`` and ``split`` as in ``storage.model.Since``.
+        ``since`` is a modseq, or a ``Since`` when a modseq may be split.
         """
         check(access)
-        since = Since(since_modseq, limit, after, split)
-        return await self._store.read(access, changes.mailboxes, since)
+        return await self._store.read(
+            access, changes.mailboxes, since_when(since, limit)
+        )
 
     async def set_quota(self, account: int, octets: int) -> None:
         """Set an account's quota in octets; 0 is unlimited.  NOT_FOUND."""

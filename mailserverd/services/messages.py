@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, BinaryIO
 
 from mailserverd.core.errors import Kind, MailError
-from mailserverd.services.access import check
+from mailserverd.services.access import check, since_when
 from mailserverd.services.views import load_view
 from storage.metadata import (
     blobs,
@@ -22,7 +22,7 @@ from storage.metadata import (
     texts,
     threads,
 )
-from storage.model import BatchResult, Column, Since, StoreFlags, StoreResult
+from storage.model import BatchResult, Column, StoreFlags, StoreResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         Flags,
         ObjectChanges,
         QueryResult,
+        Since,
         View,
         ViewDelta,
     )
@@ -147,35 +148,21 @@ class Messages:
         return await self._store.read(access, query.run, query_args)
 
     async def changes(
-        self,
-        access: Access,
-        since_modseq: int,
-        limit: int | None = None,
-        *,
-        after: int | None = None,
-        split: bool = False,
+        self, access: Access, since: int | Since, limit: int | None = None
     ) -> ObjectChanges:
         """Email/changes (RFC 8621 section 4.3): CANNOT_CALCULATE_CHANGES.
 
-        ``after`` and ``split`` as in ``storage.model.Since``.
+        ``since`` is a modseq, or a ``Since`` when a modseq may be split.
         """
         check(access)
-        since = Since(since_modseq, limit, after, split)
-        return await self._store.read(access, changes.emails, since)
+        return await self._store.read(access, changes.emails, since_when(since, limit))
 
     async def thread_changes(
-        self,
-        access: Access,
-        since_modseq: int,
-        limit: int | None = None,
-        *,
-        after: int | None = None,
-        split: bool = False,
+        self, access: Access, since: int | Since, limit: int | None = None
     ) -> ObjectChanges:
         """Thread/changes (RFC 8621 section 3.2): CANNOT_CALCULATE_CHANGES."""
         check(access)
-        since = Since(since_modseq, limit, after, split)
-        return await self._store.read(access, changes.threads, since)
+        return await self._store.read(access, changes.threads, since_when(since, limit))
 
     async def threads(
         self, access: Access, thread_ids: Sequence[int]

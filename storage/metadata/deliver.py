@@ -7,7 +7,6 @@ back that a RETURNING clause can tell.
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exists, insert, select, update
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from storage.api import Row, Tx
 
 __all__ = ["add_email", "prepare_account", "quota"]
-
-MAX_THREAD_KEYS = 64
 
 _a = ACCOUNT.c
 TAKE = Sql(
@@ -210,18 +207,8 @@ def _targets(
 
 
 def thread_keys(new: NewEmail) -> list[int]:
-    """Return a message's thread keys: hashes of (message id, base subject).
-
-    The first are its own and its parent's, as the parser gave them; a message
-    that names hundreds of ancestors is known by ``MAX_THREAD_KEYS`` of them.
-    """
-    subject = b"\0" + octets(new.base_subject)
-    return [
-        int.from_bytes(
-            hashlib.blake2b(key + subject, digest_size=8).digest(), "big", signed=True
-        )
-        for key in new.thread_keys[:MAX_THREAD_KEYS]
-    ]
+    """Return a message's thread keys as numbers: 64 bits of each digest."""
+    return [int.from_bytes(key[:8], "big", signed=True) for key in new.thread_keys]
 
 
 def octets(text: str) -> bytes:

@@ -7,24 +7,19 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import zstandard
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from storage.metadata.deliver import add_email, prepare_account
 from storage.metadata.sqlite import SqliteTx
 from storage.metadata.tables import SHARD
-from storage.model import AddEmail, Added, BlobRef, Flags, NewAccount, NewEmail
+from storage.model import Added, AddEmail, BlobRef, Flags, NewAccount, NewEmail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 STORE = bytes(16)
 NOW = 1_800_000_000
-
-
-def create(connection: sqlite3.Connection) -> None:
-    """Create the tables of a shard."""
-    for table in SHARD.sorted_tables:
-        connection.execute(str(CreateTable(table)).replace("\n", " "))
 
 
 class Shard:
@@ -70,8 +65,6 @@ class Shard:
 
 def make_tables(connection: sqlite3.Connection) -> None:
     """Create the tables and indexes of a shard."""
-    from sqlalchemy.dialects import sqlite
-
     dialect = sqlite.dialect()
     for table in SHARD.sorted_tables:
         connection.execute(str(CreateTable(table).compile(dialect=dialect)))
@@ -83,6 +76,13 @@ def blob_ref(content: bytes) -> BlobRef:
     """Return where a blob with this content might lie."""
     digest = hashlib.sha256(content).digest()
     return BlobRef(digest, STORE, 1, 0, len(content), len(content))
+
+
+def keys(*numbers: int) -> tuple[bytes, ...]:
+    """Return the thread keys of messages with these numbers."""
+    return tuple(
+        hashlib.blake2b(b"%d" % number, digest_size=12).digest() for number in numbers
+    )
 
 
 def message(number: int, **facts: Any) -> NewEmail:
@@ -100,7 +100,7 @@ def message(number: int, **facts: Any) -> NewEmail:
         "bodystructure": b'("text" "plain" NIL NIL NIL "7bit" 5 1)',
         "list_json": b'{"subject":"message %d"}' % number,
         "part_table": b"parts",
-        "thread_keys": (b"<%d@example.org>" % number,),
+        "thread_keys": keys(number),
         "message_id": f"{number}@example.org",
         "base_subject": "message",
         "sort_from": f"sender {number % 7}",
