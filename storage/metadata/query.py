@@ -19,6 +19,7 @@ from storage.metadata.sql import InIds, Sql, ids, inline, p
 from storage.metadata.tables import EMAIL_STATE, MAILBOX_EMAIL
 from storage.model import (
     SYSTEM_KEYWORDS,
+    AccountState,
     Condition,
     EmailQuery,
     Filter,
@@ -186,10 +187,15 @@ def run(tx: Tx, account: int, query: EmailQuery) -> QueryResult:
     else:
         rows = sort_rows(tx, account, list(_scan(tx, account, query)), query.sort)
     found = _collapse(rows) if query.collapse_threads else [row[0] for row in rows]
+    return window(query, found, read_state(tx, account))
+
+
+def window(query: EmailQuery, found: list[int], state: AccountState) -> QueryResult:
+    """Cut the answer out of all ids in order; ANCHOR_NOT_FOUND."""
     start = _start(query, found)
     end = None if query.limit is None else start + query.limit
     total = len(found) if query.total else None
-    return QueryResult(tuple(found[start:end]), start, total, read_state(tx, account))
+    return QueryResult(tuple(found[start:end]), start, total, state)
 
 
 def _start(query: EmailQuery, found: list[int]) -> int:
