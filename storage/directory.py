@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 
-ACTIVE, DISABLED, DELETED, PURGED = "active", "disabled", "deleted", "purged"
+CREATING, ACTIVE, DISABLED = "creating", "active", "disabled"
+DELETED, PURGED = "deleted", "purged"
+LIVE = (ACTIVE, DISABLED)
 PASSWORD, APP_PASSWORD = "password", "app-password"
 
 
@@ -93,7 +95,7 @@ class AccountRecord:
     address: str
     name: str
     shard: bytes
-    state: str  # active disabled deleted purged
+    state: str  # creating active disabled deleted purged
     admin: bool
     created: int
 

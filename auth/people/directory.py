@@ -19,6 +19,7 @@ from mailserverd.core.names import a_labels
 from storage.directory import (
     ACTIVE,
     DELETED,
+    LIVE,
     PURGED,
     AccountRecord,
     DkimKey,
@@ -71,6 +72,7 @@ class Directory:
         shards: Sequence[bytes],
         addressing: Addressing = ADDRESSING,
     ) -> None:
+        self.shards = tuple(shards)
         self._database = database
         self._clock = clock
         self._addressing = addressing
@@ -190,7 +192,7 @@ class Directory:
     async def account(self, account: int) -> AccountRecord:
         """Return an account; NOT_FOUND when there is none or it was removed."""
         found = await self._cached(units.account, account, None, account)
-        if found.state in {DELETED, PURGED}:
+        if found.state not in LIVE:
             raise MailError(Kind.NOT_FOUND, "no such account")
         return found
 

@@ -13,7 +13,9 @@ from sqlalchemy import delete, func, insert, select, update
 from mailserverd.core.errors import Kind, MailError
 from storage.directory import (
     ACTIVE,
+    CREATING,
     DELETED,
+    LIVE,
     PASSWORD,
     PURGED,
     AccountRecord,
@@ -98,14 +100,15 @@ SET_PROFILE = Sql(
 )
 ACCOUNTS = Sql(
     select(*read.ACCOUNT_COLUMNS)
-    .where(A.account_id > p("after"), A.state != PURGED)
+    .where(A.account_id > p("after"), A.state.in_(LIVE))
     .order_by(A.account_id)
     .limit(p("count"))
 )
-BY_SHARD = Sql(
-    select(A.shard, func.count())
-    .where(A.state.not_in((DELETED, PURGED)))
-    .group_by(A.shard)
+BY_SHARD = Sql(select(A.shard, func.count()).where(A.state.in_(LIVE)).group_by(A.shard))
+UNFINISHED = Sql(
+    select(*read.ACCOUNT_COLUMNS)
+    .where(A.state.in_((CREATING, DELETED)))
+    .order_by(A.account_id)
 )
 INSERT_ADDRESS = Sql(insert(ADDRESS))
 DELETE_ADDRESSES = Sql(delete(ADDRESS).where(ADDRESS.c.account_id == p("account")))
@@ -269,39 +272,52 @@ def _insert_keys(tx: Tx, domain: int, keys: tuple[DkimKey, ...]) -> None:
 # --- accounts ----------------------------------------------------------------
 
 
-def add_account(tx: Tx, _account: int, new: AddAccount) -> AccountRecord:
-    """Make an account with its primary address; NOT_FOUND, ALREADY_EXISTS."""
-    domain = domain_id(tx, new.domain)
-    address = f"{new.local}@{new.domain}"
-    if tx.one(read.ADDRESS_BY_KEY, {"domain": domain, "local": new.local}):
-        raise MailError(Kind.ALREADY_EXISTS, f"address {address} exists")
-    created, version = int(tx.now), bump(tx)
+def reserve_account(tx: Tx, _account: int, new: AddAccount) -> int:
+    """Take an account id for an address that is free; NOT_FOUND, ALREADY_EXISTS.
+
+    Nothing leads to the account before ``activate_account``, so that its shard can
+    be made ready first; what a crash leaves between is cleared at the next start.
+    """
+    _free_address(tx, new)
     row = tx.one(
         INSERT_ACCOUNT,
         {
-            "address": address,
+            "address": f"{new.local}@{new.domain}",
             "name": new.name,
             "shard": new.shard,
-            "state": ACTIVE,
+            "state": CREATING,
             "admin": int(new.admin),
-            "created": created,
-            "version": version,
+            "created": int(tx.now),
+            "version": bump(tx),
         },
     )
     assert row is not None
+    account: int = row[0]
+    return account
+
+
+def activate_account(tx: Tx, account: int, new: AddAccount) -> AccountRecord:
+    """Give a reserved account its address and password; ALREADY_EXISTS."""
+    domain = _free_address(tx, new)
     tx.run(
         INSERT_ADDRESS,
         {
             "domain_id": domain,
             "local": new.local,
-            "account_id": row[0],
-            "created": created,
+            "account_id": account,
+            "created": int(tx.now),
         },
     )
-    _insert_credential(tx, row[0], SetCredential(row[0], new.hash), version)
-    return AccountRecord(
-        row[0], address, new.name, new.shard, ACTIVE, new.admin, created
-    )
+    version = _set_state(tx, account, ACTIVE)
+    _insert_credential(tx, account, SetCredential(account, new.hash), version)
+    return read.account(tx, account, None)
+
+
+def _free_address(tx: Tx, new: AddAccount) -> int:
+    domain = domain_id(tx, new.domain)
+    if tx.one(read.ADDRESS_BY_KEY, {"domain": domain, "local": new.local}):
+        raise MailError(Kind.ALREADY_EXISTS, f"address {new.local}@{new.domain} exists")
+    return domain
 
 
 def remove_account(tx: Tx, account: int, _args: None) -> AccountRecord:
@@ -316,6 +332,16 @@ def remove_account(tx: Tx, account: int, _args: None) -> AccountRecord:
     tx.run(DELETE_EMPTY_ALIASES)
     _set_state(tx, account, DELETED)
     return record
+
+
+def abandon_account(tx: Tx, account: int, _args: None) -> None:
+    """Give up a reserved account, or say again that one was removed."""
+    _set_state(tx, account, DELETED)
+
+
+def unfinished(tx: Tx, _account: int, _args: None) -> tuple[AccountRecord, ...]:
+    """Return accounts that are reserved, or removed and not yet purged."""
+    return tuple(map(read.account_record, tx.all(UNFINISHED)))
 
 
 def mark_purged(tx: Tx, account: int, _args: None) -> None:
@@ -347,7 +373,7 @@ def set_profile(tx: Tx, account: int, args: tuple[str, bool]) -> None:
 def list_accounts(
     tx: Tx, _account: int, args: tuple[int, int]
 ) -> tuple[AccountRecord, ...]:
-    """Return a page (after id, limit) of accounts, deleted ones until purged."""
+    """Return a page (after id, limit) of accounts by id."""
     after, limit = args
     rows = tx.all(ACCOUNTS, {"after": after, "count": limit})
     return tuple(map(read.account_record, rows))
@@ -360,13 +386,15 @@ def count_by_shard(tx: Tx, _account: int, _args: None) -> dict[bytes, int]:
 
 def _existing(tx: Tx, account: int) -> AccountRecord:
     record = read.account(tx, account, None)
-    if record.state in {DELETED, PURGED}:
+    if record.state not in LIVE:
         raise MailError(Kind.NOT_FOUND, "no such account")
     return record
 
 
-def _set_state(tx: Tx, account: int, state: str) -> None:
-    tx.run(SET_STATE, {"account": account, "to_state": state, "to_version": bump(tx)})
+def _set_state(tx: Tx, account: int, state: str) -> int:
+    version = bump(tx)
+    tx.run(SET_STATE, {"account": account, "to_state": state, "to_version": version})
+    return version
 
 
 # --- credentials -------------------------------------------------------------

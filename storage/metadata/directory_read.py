@@ -9,8 +9,7 @@ from sqlalchemy import func, select
 
 from mailserverd.core.errors import Kind, MailError
 from storage.directory import (
-    DELETED,
-    PURGED,
+    LIVE,
     AccountRecord,
     Credential,
     DirectoryChange,
@@ -54,17 +53,17 @@ TARGETS = Sql(
     .where(T.domain_id == p("domain"), T.local == p("local"))
     .order_by(T.position)
 )
-LIVE = ACCOUNT.c.state.not_in((DELETED, PURGED))
+IS_LIVE = ACCOUNT.c.state.in_(LIVE)
 FIRST_OF_DOMAIN = Sql(
     select(A.account_id)
     .join(ACCOUNT, ACCOUNT.c.account_id == A.account_id)
-    .where(A.domain_id == p("domain"), LIVE)
+    .where(A.domain_id == p("domain"), IS_LIVE)
     .order_by(ACCOUNT.c.admin.desc(), A.account_id)
     .limit(1)
 )
 FIRST_OF_ALL = Sql(
     select(ACCOUNT.c.account_id)
-    .where(LIVE)
+    .where(IS_LIVE)
     .order_by(ACCOUNT.c.admin.desc(), ACCOUNT.c.account_id)
     .limit(1)
 )
@@ -207,6 +206,15 @@ def sender_addresses(tx: Tx, account_id: int, _args: None) -> frozenset[str]:
 def dkim_keys(tx: Tx, _account: int, name: str) -> tuple[DkimKey, ...]:
     """Return a domain's keys, by selector; empty for a domain not served."""
     return tuple(DkimKey(*row) for row in tx.all(KEYS, {"name": name}))
+
+
+@inline
+def is_taken(tx: Tx, _account: int, address: tuple[str, str]) -> bool:
+    """Return whether an account or alias has exactly this (local, domain)."""
+    local, name = address
+    row = tx.one(DOMAIN_BY_NAME, {"name": name})
+    key = {"domain": row[0] if row else 0, "local": local}
+    return tx.one(ADDRESS_BY_KEY, key) is not None
 
 
 def _owner(tx: Tx, local: str, domain: str) -> int:

@@ -66,7 +66,7 @@ def _literal(value: object) -> str:
         case bool() | int():
             return str(int(value))
         case list() | tuple():  # of column.in_(...)
-            return ", ".join(map(_literal, value)) or "NULL"
+            return ", ".join(map(_literal, value)) or "SELECT 1 WHERE 1 = 0"
         case bytes():
             return f"X'{value.hex()}'"
         case _:
