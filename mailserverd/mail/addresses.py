@@ -14,6 +14,7 @@ import unicodedata
 from mailserverd.core.names import a_labels
 
 MAX_LOCAL, MAX_DOMAIN, MAX_ADDRESS = 64, 255, 254  # octets, RFC 5321 section 4.5.3.1
+MAX_FOREIGN = 320  # octets: the return addresses of list and bounce software are longer
 
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _LDH = r"[A-Za-z0-9](?:[A-Za-z0-9_-]*+(?<=[A-Za-z0-9]))?"
@@ -34,24 +35,25 @@ class AddressError(ValueError):
     """Not an address; the text says why, and may be shown to the peer."""
 
 
-def parse(text: str, *, smtputf8: bool = False) -> str:
+def parse(text: str, *, smtputf8: bool = False, foreign: bool = False) -> str:
     """Return the canonical form of a Mailbox; AddressError when it is none.
 
     A source route (``@relay:joe@example.org``) is dropped, as RFC 5321 appendix C
     asks.  ``%`` and ``!`` have no meaning: they are letters of a local part.
-    Characters beyond ASCII need ``smtputf8``.
+    Characters beyond ASCII need ``smtputf8``.  An address that is ``foreign``, which
+    we only answer to, may exceed the RFC's lengths.
     """
     common = _COMMON.fullmatch(text)
     if common is None:
-        return _parse_unusual(text, smtputf8)
+        return _parse_unusual(text, smtputf8, foreign)
     local, domain = common.groups()
-    return _checked(local, _domain(domain))
+    return _checked(local, _domain(domain), foreign)
 
 
-def _parse_unusual(text: str, smtputf8: bool) -> str:
+def _parse_unusual(text: str, smtputf8: bool, foreign: bool) -> str:
     if not text.isascii() and not smtputf8:
         raise AddressError("address has characters beyond ASCII without SMTPUTF8")
-    if len(text) > 2 * MAX_ADDRESS:  # room for a route
+    if len(text) > 2 * MAX_FOREIGN:  # room for a route
         raise AddressError("address is too long")
     route = _ROUTE.match(text)
     if route is not None:
@@ -59,7 +61,7 @@ def _parse_unusual(text: str, smtputf8: bool) -> str:
     local, at, domain = _cut(text)
     if not at:
         raise AddressError("address has no domain")
-    return _checked(_local(local), _domain(domain))
+    return _checked(_local(local), _domain(domain), foreign)
 
 
 def _cut(text: str) -> tuple[str, str, str]:
@@ -71,12 +73,13 @@ def _cut(text: str) -> tuple[str, str, str]:
     return text[:end], text[end : end + 1], text[end + 1 :]
 
 
-def _checked(local: str, domain: str) -> str:
-    if len(local.encode()) > MAX_LOCAL:
+def _checked(local: str, domain: str, foreign: bool) -> str:
+    if not foreign and len(local.encode()) > MAX_LOCAL:
         raise AddressError("local part is longer than 64 octets")
     address = f"{local}@{domain}"
-    if len(address.encode()) > MAX_ADDRESS:
-        raise AddressError("address is longer than 254 octets")
+    limit = MAX_FOREIGN if foreign else MAX_ADDRESS
+    if len(address.encode()) > limit:
+        raise AddressError(f"address is longer than {limit} octets")
     return address
 
 

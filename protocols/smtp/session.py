@@ -227,14 +227,11 @@ class Session(Frame):
     async def smtp_MAIL(self, argument: str) -> None:
         """MAIL FROM:<reverse-path> parameters (RFC 5321 section 4.1.1.2)."""
         submission = self._submission()
-        path, params = parse_path_arguments(argument, "FROM:")
+        sender, is_ascii, params = parse_path_arguments(argument, "FROM:")
         self._check_extended(params)
         said = MailParameters(self.settings)
         read_mail_parameters(params, said)
-        sender = "" if path is None else str(path)
-        if path is not None and not path.domain:
-            raise CommandError(553, "5.1.7", "Sender address needs a domain")
-        if not said.smtputf8 and not sender.isascii():
+        if not said.smtputf8 and not is_ascii:
             raise CommandError(*replies.NEEDS_UTF8)
         if submission is not None:
             await submission.check_sender(self._access(), sender)
@@ -246,16 +243,13 @@ class Session(Frame):
     async def smtp_RCPT(self, argument: str) -> None:
         """RCPT TO:<forward-path> parameters (RFC 5321 section 4.1.1.3)."""
         transaction = self._open_transaction()
-        path, params = parse_path_arguments(argument, "TO:")
+        address, is_ascii, params = parse_path_arguments(argument, "TO:")
         self._check_extended(params)
         said = RcptParameters()
         read_rcpt_parameters(params, said)
-        if path is None:
+        if not address:
             raise CommandError(553, "5.1.3", "A recipient is needed")
-        address = str(path)
-        if not path.domain and address.lower() != "postmaster":
-            raise CommandError(553, "5.1.3", "Recipient address needs a domain")
-        if not transaction.parameters.smtputf8 and not address.isascii():
+        if not transaction.parameters.smtputf8 and not is_ascii:
             raise CommandError(*replies.NEEDS_UTF8)
         if len(transaction.recipients) >= self.settings.max_recipients:
             raise CommandError(*replies.TOO_MANY_RECIPIENTS)

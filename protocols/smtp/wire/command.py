@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from protocols.smtp.wire.path import Mailbox, PathError, parse_path
+from protocols.smtp.wire.path import PathError, parse_path
 
 MAX_LINE = 2048  # octets, CRLF included: 512 and what the extensions add
 MAX_PARAMETERS = 16
@@ -41,9 +41,10 @@ class Command(NamedTuple):
 
 
 class PathArguments(NamedTuple):
-    """What MAIL FROM and RCPT TO carry; ``path`` None is ``<>``."""
+    """What MAIL FROM and RCPT TO carry; see ``path.Path`` for the first two."""
 
-    path: Mailbox | None
+    address: str
+    ascii: bool
     params: dict[str, str | None]  # names in upper case
 
 
@@ -68,12 +69,16 @@ def parse_path_arguments(argument: str, keyword: str) -> PathArguments:
     start = len(keyword)
     while argument[start : start + 1] == " ":  # many clients put one there
         start += 1
+    sender = keyword == "FROM:"
     try:
-        path, end = parse_path(argument, start)
+        path = parse_path(argument, start, foreign=sender)
     except PathError as error:
-        code = "5.1.7" if keyword == "FROM:" else "5.1.3"
-        raise CommandError(553, code, str(error).capitalize()) from None
-    return PathArguments(path, parse_parameters(argument[end:]))
+        text = str(error)
+        raise CommandError(
+            553, "5.1.7" if sender else "5.1.3", text[:1].upper() + text[1:]
+        ) from None
+    params = parse_parameters(argument[path.end :])
+    return PathArguments(path.address, path.ascii, params)
 
 
 def parse_parameters(text: str) -> dict[str, str | None]:
