@@ -11,7 +11,10 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterator
+
+    Octets = bytes | memoryview | mmap.mmap  # a message, in memory or spooled
 
 PIECE = 1 << 20
 LINE_SEARCH = 1 << 16
@@ -36,7 +39,7 @@ class Header(NamedTuple):
     body_start: int
 
 
-def split_header(message: bytes | memoryview) -> Header:
+def split_header(message: Octets) -> Header:
     """Split the header section; lines that are no field have the name ``b""``."""
     block, body_start = _header_block(message)
     fields = _FIELD_END.split(block) if block else []
@@ -47,7 +50,7 @@ def split_header(message: bytes | memoryview) -> Header:
     return Header(fields, names, body_start)
 
 
-def _header_block(message: bytes | memoryview) -> tuple[bytes, int]:
+def _header_block(message: Octets) -> tuple[bytes, int]:
     size = LINE_SEARCH
     while True:
         head = bytes(message[:size])
@@ -103,9 +106,7 @@ def relax_field(field: bytes) -> bytes:
     return name.rstrip(WSP).lower() + b":" + value
 
 
-def body_hash(
-    message: bytes | memoryview, start: int, *, relaxed: bool
-) -> tuple[bytes, int]:
+def body_hash(message: Octets, start: int, *, relaxed: bool) -> tuple[bytes, int]:
     """Return (SHA-256, octets) of the canonical body (sections 3.4.3 and 3.4.4)."""
     digest = hashlib.sha256()
     length = held = 0  # octets hashed; line ends that count only if text follows
@@ -126,7 +127,7 @@ def body_hash(
     return digest.digest(), length
 
 
-def _pieces(message: bytes | memoryview, start: int) -> Iterator[bytes]:
+def _pieces(message: Octets, start: int) -> Iterator[bytes]:
     """Yield the body in pieces that end where a line does."""
     size = len(message)
     while start < size:

@@ -35,6 +35,7 @@ from mailserverd.core.ports import DnsAnswer, DnsStatus
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from auth.mail.canonical import Octets
     from mailserverd.core.ports import Offload, Resolver
 
 MAX_SIGNATURES = 10
@@ -127,7 +128,7 @@ _Pending = tuple[_Signature, list[KeyRecord]]
 
 async def verify(
     resolver: Resolver,
-    message: bytes | memoryview,
+    message: Octets,
     now: float,
     *,
     offload: Offload | None = None,
@@ -338,7 +339,7 @@ def _objection(signature: _Signature, record: KeyRecord) -> str:
 
 
 def _check_all(
-    message: bytes | memoryview, header: Header, pending: list[_Pending]
+    message: Octets, header: Header, pending: list[_Pending]
 ) -> list[DkimResult]:
     bodies: dict[bool, tuple[bytes, int]] = {}
     relaxed: dict[int, bytes] = {}
@@ -418,7 +419,7 @@ def _signed_data(
 
 
 def sign(
-    message: bytes | memoryview,
+    message: Octets,
     domain: str,
     selector: str,
     private_key: PrivateKey,

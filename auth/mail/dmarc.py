@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_LABELS = 8  # of a walk, which is also the number of questions
 MAX_AUTHORS = 8  # domains of a From with several addresses
+TOO_MANY = "too many domains in From"
 POLICIES = ("none", "quarantine", "reject")  # ascending
 _WEAKER = {"reject": "quarantine", "quarantine": "none", "none": "none"}
 
@@ -112,16 +113,16 @@ async def evaluate(
 ) -> DmarcResult:
     """Evaluate DMARC for the domains in From, with what SPF and DKIM found.
 
-    Several domains: each is evaluated (the first eight), and the one whose result
-    asks for the strictest treatment counts (section 11.5).  Never raises.
+    Several domains: each is evaluated, and the one whose result asks for the strictest
+    treatment counts (section 11.5); more than eight are a permerror.  Never raises.
     """
     domains = list(dict.fromkeys(a_labels(d) or "" for d in from_domains))
+    if len(domains) > MAX_AUTHORS:
+        return DmarcResult("permerror", reason=TOO_MANY)
     if not all(domains) or not domains:
         return DmarcResult("permerror", reason="no valid domain in From")
     walker = _Walker(resolver)
-    results = [
-        await _evaluate(walker, domain, spf, dkim) for domain in domains[:MAX_AUTHORS]
-    ]
+    results = [await _evaluate(walker, domain, spf, dkim) for domain in domains]
     return max(results, key=_severity)
 
 

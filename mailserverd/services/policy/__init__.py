@@ -1,1 +1,154 @@
-"""Checks at arrival: one file each, in the order of the tuple below."""
+"""Checks at arrival: one file each, in the order of the tuple below.
+
+``evaluate`` runs them and adds up a ``Verdict``.  DNS failures never make anything
+pass: where one hides whether a message is to be refused, the message is deferred, or
+accepted and marked if the settings say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING
+
+from auth.mail.canonical import split_header
+from auth.mail.results import build
+from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.log import get_logger
+from mailserverd.core.metrics import counter
+from mailserverd.mail.addrlist import parse_addresses
+from mailserverd.mail.headers import email_of
+from mailserverd.services.arrival import (
+    UNJUDGED,
+    Action,
+    Arrival,
+    Check,
+    Context,
+    Evidence,
+    Finding,
+    InboundPolicy,
+    Verdict,
+)
+from mailserverd.services.policy import dkim, dmarc, dnsbl, iprev, spf, spf_fail
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from auth.mail.canonical import Octets
+    from mailserverd.core.ports import Clock
+
+__all__ = [
+    "UNJUDGED",
+    "Action",
+    "Arrival",
+    "Context",
+    "InboundPolicy",
+    "Judge",
+    "Verdict",
+    "evaluate",
+]
+
+# The checks of one stage do not need one another and run at the same time; a later
+# stage sees the evidence of the earlier ones.
+STAGES: tuple[tuple[Check, ...], ...] = (
+    (dnsbl.CHECK, iprev.CHECK, spf.CHECK, dkim.CHECK),
+    (dmarc.CHECK,),
+    (spf_fail.CHECK,),
+)
+
+KINDS = {Action.REJECT: Kind.POLICY, Action.DEFER: Kind.TEMPORARY_POLICY}
+VERDICTS = counter("policy_verdicts", "Messages checked at arrival", ("action",))
+
+log = get_logger("policy")
+
+
+class Judge:
+    """Judges arrivals in the name of one server."""
+
+    def __init__(self, context: Context, clock: Clock, hostname: str) -> None:
+        self._context = context
+        self._clock = clock
+        self._hostname = hostname
+
+    async def __call__(self, arrival: Arrival) -> Verdict:
+        """Return the verdict; MailError when it is a refusal or a deferral."""
+        complete = dataclasses.replace(
+            arrival,
+            from_addresses=arrival.from_addresses or authors(arrival.message),
+            now=arrival.now or self._clock.now(),
+            hostname=arrival.hostname or self._hostname,
+            authserv_id=arrival.authserv_id or self._hostname,
+        )
+        verdict = await evaluate(complete, self._context)
+        if verdict.kind is not None:
+            raise MailError(verdict.kind, verdict.reason)
+        return verdict
+
+
+def authors(message: Octets) -> tuple[str, ...]:
+    """Return the addresses of all From fields that have a domain."""
+    header = split_header(message)
+    fields = (header.fields[index] for index in header.names.get(b"from", ()))
+    return tuple(
+        email_of(address)
+        for field in fields
+        for address in parse_addresses(field.partition(b":")[2])
+        if address.host
+    )
+
+
+async def evaluate(
+    arrival: Arrival, context: Context, stages: Sequence[Sequence[Check]] = STAGES
+) -> Verdict:
+    """Run the enabled checks; never raises for what a message or DNS contains."""
+    evidence = Evidence()
+    findings: list[Finding] = []
+    for stage in stages:
+        runs = [
+            _run(check, arrival, context, evidence)
+            for check in stage
+            if check.enabled(context.settings)
+        ]
+        if len(runs) == 1:
+            findings.append(await runs[0])
+        else:
+            findings += await asyncio.gather(*runs)
+    return _add_up(arrival, context.settings, findings)
+
+
+async def _run(
+    check: Check, arrival: Arrival, context: Context, evidence: Evidence
+) -> Finding:
+    try:
+        return await check.run(arrival, context, evidence)
+    except Exception:  # a bug in a check must neither lose the message nor let it pass
+        log.exception("check-bug", check=check.name)
+        return Finding((), Action.DEFER, "a check could not be made")
+
+
+def _add_up(
+    arrival: Arrival, settings: InboundPolicy, findings: list[Finding]
+) -> Verdict:
+    results = tuple(result for finding in findings for result in finding.results)
+    counted = [
+        finding
+        for finding in findings
+        if not (settings.accept_temperror and finding.action is Action.DEFER)
+    ]
+    worst = max(counted, key=lambda finding: finding.action, default=Finding())
+    VERDICTS.labels(worst.action.name.lower()).inc()
+    if worst.action is not Action.ACCEPT:
+        log.info(
+            "policy-verdict",
+            action=worst.action.name.lower(),
+            reason=worst.reason,
+            client=arrival.peer.address,
+            sender=arrival.envelope.reverse_path,
+        )
+    return Verdict(
+        worst.action,
+        KINDS.get(worst.action),
+        worst.reason,
+        results,
+        build(arrival.authserv_id, results),
+    )

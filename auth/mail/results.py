@@ -1,0 +1,155 @@
+"""The Authentication-Results field (RFC 8601): what we add, and forgeries of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+from auth.mail.canonical import WSP, split_header
+from mailserverd.core.names import a_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NAME = "Authentication-Results"
+MAX_VALUE = 320  # octets of a property; longer ones are cut
+MAX_COMMENT = 200
+LINE = 78
+MAX_FIELD = 1 << 16  # octets of a foreign field that are parsed
+
+# A value stands unquoted as a MIME token or as a plain mailbox or @domain.
+_TOKEN = re.compile(r"[-A-Za-z0-9!#$%&'*+.^_`{|}~]+")
+_MAILBOX = re.compile(
+    r"(?:[-\w!#$%&'*+/=?^`{|}~]+(?:\.[-\w!#$%&'*+/=?^`{|}~]+)*)?@[-\w]+(?:\.[-\w]+)*"
+)
+_CONTROL = re.compile("[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]+")
+_ID = re.compile(rb"[-A-Za-z0-9._\x80-\xff]*")
+_FIELD_NAME = NAME.lower().encode()
+_COMMENT_MARK = re.compile(rb"[()]|\\.", re.DOTALL)
+_QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MethodResult:
+    """One method's outcome: ``dkim=pass (comment) reason="..." header.d=example.com``.
+
+    ``properties`` are ``("header.d", "example.com")`` pairs; empty values are left
+    out.  All texts may be a stranger's: they are quoted, and cut, when written.
+    """
+
+    method: str
+    result: str
+    reason: str = ""
+    comment: str = ""
+    properties: tuple[tuple[str, str], ...] = ()
+
+
+def build(authserv_id: str, results: Iterable[MethodResult]) -> bytes:
+    """Return the whole field, folded, with its final CRLF (section 2.2)."""
+    lines = [f"{NAME}: {_value(authserv_id)}"]
+    entries = [_entry(result) for result in results]
+    for words in entries or [["none"]]:
+        lines[-1] += ";"
+        line = "\t" + words[0]
+        for word in words[1:]:
+            if len(line) + len(word) >= LINE:
+                lines.append(line)
+                line = "\t "
+            else:
+                line += " "
+            line += word
+        lines.append(line)
+    return ("\r\n".join(lines) + "\r\n").encode("utf-8", "replace")
+
+
+def _entry(result: MethodResult) -> list[str]:
+    words = [f"{result.method}={result.result}"]
+    if result.comment:
+        words.append(f"({_comment(result.comment)})")
+    if result.reason:
+        words.append(f"reason={_value(result.reason)}")
+    words += [f"{name}={_value(text)}" for name, text in result.properties if text]
+    return words
+
+
+def _value(text: str) -> str:
+    text = _CONTROL.sub("?", text[:MAX_VALUE])
+    if _TOKEN.fullmatch(text) or _MAILBOX.fullmatch(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _comment(text: str) -> str:
+    text = _CONTROL.sub("?", text[:MAX_COMMENT])
+    return re.sub(r"([()\\])", r"\\\1", text)
+
+
+def bears(value: bytes, authserv_id: str) -> bool:
+    """Return True when a field body claims to be ours, or might be read so.
+
+    The name may hide behind comments, quotes, folding, case or a version; a field
+    that cannot be parsed is ours if our name occurs in it at all (section 5).
+    """
+    ours = a_labels(authserv_id) or authserv_id.lower()
+    found = _authserv_id(value[:MAX_FIELD]) if len(value) <= MAX_FIELD else None
+    if found is None:
+        return ours.encode("utf-8", "replace") in value.lower()
+    theirs = found.decode("utf-8", "replace")
+    return (a_labels(theirs) or theirs.lower()) == ours
+
+
+def _authserv_id(value: bytes) -> bytes | None:
+    """Return the first word of a field body, None when the body is malformed."""
+    rest = value.lstrip(WSP)
+    while rest.startswith(b"("):
+        end = _comment_end(rest)
+        if end is None:
+            return None
+        rest = rest[end:].lstrip(WSP)
+    if rest.startswith(b'"'):
+        quoted = _QUOTED.match(rest)
+        if quoted is None:
+            return None
+        rest = re.sub(rb"\\(.)", rb"\1", quoted[1], flags=re.DOTALL).strip(WSP)
+    word = _ID.match(rest)
+    return word[0] if word else b""
+
+
+def _comment_end(text: bytes) -> int | None:
+    depth = 0
+    for mark in _COMMENT_MARK.finditer(text):
+        depth += {b"(": 1, b")": -1}.get(mark[0], 0)
+        if depth == 0:
+            return mark.end()
+    return None
+
+
+def forged(message: bytes, authserv_id: str) -> list[tuple[int, int]]:
+    """Return the half-open spans (CRLF included) of fields that bear our name.
+
+    Remove them after verifying DKIM and before adding our own.
+    """
+    header = split_header(message)
+    spans = []
+    indexes = set(header.names.get(_FIELD_NAME, ()))
+    start = 0
+    for index, field in enumerate(header.fields):
+        end = start + len(field) + 2
+        if index in indexes and bears(field.partition(b":")[2], authserv_id):
+            spans.append((start, min(end, len(message))))
+        start = end
+    return spans
+
+
+def without_forged(message: bytes, authserv_id: str) -> bytes:
+    """Return the message without the fields that bear our name (itself if none)."""
+    spans = forged(message, authserv_id)
+    if not spans:
+        return message
+    parts, at = [], 0
+    for start, end in spans:
+        parts.append(message[at:start])
+        at = end
+    return b"".join([*parts, message[at:]])
