@@ -147,6 +147,8 @@ class _Parser:
         if self._inside:
             self._special_inside(char)
         elif char == b"<":
+            if self._angle is not None:  # "<a@b> <c@d>": the comma was forgotten
+                self._flush()
             self._inside, self._angle, self._route = True, [], None
         elif char in b",;":
             self._flush()

@@ -90,7 +90,7 @@ def as_text(value: bytes) -> str:
     Raw 8-bit text that is not UTF-8 is read as windows-1252, which is what
     its senders meant.
     """
-    return decode_words(unfold(value)).strip(" \t")
+    return decode_words(unfold(value).strip(b" \t"))
 
 
 def _name(raw: bytes) -> str | None:
