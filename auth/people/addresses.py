@@ -26,7 +26,7 @@ def canonical(address: str) -> tuple[str, str] | None:
     if local[:1] == '"':
         local = _unquoted(local)
     local = _folded(local)
-    if not local or len(local.encode(errors="replace")) > MAX_LOCAL:
+    if not 0 < _octets(local) <= MAX_LOCAL:
         return None
     if not at:
         return local, ""
@@ -57,6 +57,14 @@ def new_address(address: str) -> tuple[str, str]:
 def text(address: tuple[str, str]) -> str:
     """Return ``local@domain``."""
     return f"{address[0]}@{address[1]}"
+
+
+def _octets(local: str) -> int:
+    """Return the length in UTF-8; 0 when it has none (lone surrogates)."""
+    try:
+        return len(local.encode())
+    except UnicodeEncodeError:
+        return 0
 
 
 def _folded(local: str) -> str:

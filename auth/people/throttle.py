@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ class Throttle:
         for key, allowed in self._keys(user, network):
             weight, then, _ = self._entries.pop(key, (0.0, now, 0.0))
             weight = weight * 0.5 ** ((now - then) / rule.half_life) + 1
-            excess = min(weight - allowed, 30.0)
-            wait = rule.first_wait * 2.0 ** (math.ceil(excess) - 1) if excess > 0 else 0
+            excess = round(min(max(weight - allowed, 0.0), 30.0))
+            wait = rule.first_wait * 2.0 ** (excess - 1) if excess > 0 else 0.0
             self._entries[key] = weight, now, now + min(wait, rule.longest_wait)
         _shorten(self._entries, rule.entries)
 
