@@ -58,7 +58,7 @@ IDENTITIES, SUBMISSIONS = (
     for table, key in ((IDENTITY, "identity_id"), (SUBMISSION, "submission_id"))
 )
 
-CREATED, UPDATED, DESTROYED_FATE = range(3)
+CREATED, UPDATED, ENDED = range(3)
 Event = tuple[int, int, int]  # modseq, id, fate
 
 
@@ -93,43 +93,67 @@ def _answer(since: Since, events: list[Event], reached: int) -> ObjectChanges:
     """Cut events to the limit; ``reached`` is the state when nothing is cut off."""
     events.sort()
     after = None
-    has_more = since.limit is not None and len(events) > since.limit
+    cut = len(events) if since.limit is None else _fitting(events, since.limit)
+    has_more = cut < len(events)
     if has_more:
-        cut = since.limit or 0
-        end = events[cut][0]
-        while cut and events[cut - 1][0] == end:
+        inside = cut
+        while cut and events[cut - 1][0] == events[cut][0]:
             cut -= 1
         if cut:
             reached = events[cut - 1][0]
-        elif since.split and since.limit:
-            cut = since.limit
+        elif since.split and inside:
+            cut = inside
             reached, after = events[cut - 1][:2]
         else:
             raise MailError(Kind.CANNOT_CALCULATE_CHANGES)
-        events = events[:cut]
-    by_fate: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for _, key, fate in events:
-        by_fate[fate].append(key)
-    created, updated, destroyed = map(tuple, by_fate)
+    created, updated, destroyed = _fold(events[:cut])
     return ObjectChanges(created, updated, destroyed, reached, has_more, after=after)
+
+
+def _fitting(events: list[Event], limit: int) -> int:
+    """Return how many events concern no more than ``limit`` objects."""
+    ids: set[int] = set()
+    for index, (_, key, _) in enumerate(events):
+        ids.add(key)
+        if len(ids) > limit:
+            return index
+    return len(events)
+
+
+def _fold(events: list[Event]) -> tuple[tuple[int, ...], ...]:
+    """Return (created, updated, destroyed), each object once or not at all."""
+    firsts: dict[int, int] = {}
+    lasts: dict[int, int] = {}
+    for _, key, fate in events:
+        firsts.setdefault(key, fate)
+        lasts[key] = fate
+    by_fate: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for key, first in firsts.items():
+        there_before, there_after = first != CREATED, lasts[key] != ENDED
+        if there_before and there_after:
+            by_fate[UPDATED].append(key)
+        elif there_after:
+            by_fate[CREATED].append(key)
+        elif there_before:
+            by_fate[ENDED].append(key)
+    return tuple(map(tuple, by_fate))
 
 
 def _events(point: _Point, rows: Iterable[Row], tombs: Iterable[Row]) -> list[Event]:
     """Return events of objects: rows are (id, modseq, shown since, ...) of those
     that exist, tombs (id, modseq of the end, shown since, ...)."""
-    ended = {
-        key: modseq
-        for key, modseq, created, *_ in tombs
-        if point.knows(created, key) and not point.knows(modseq, key)
-    }
     events = []
+    for key, modseq, created, *_ in tombs:
+        if point.knows(modseq, key):
+            continue
+        if not point.knows(created, key):
+            events.append((created, key, CREATED))
+        events.append((modseq, key, ENDED))
     for key, modseq, shown, *_ in rows:
-        was_there = ended.pop(key, None) is not None or point.knows(shown, key)
-        if not was_there:
+        if not point.knows(shown, key):
             events.append((shown, key, CREATED))
         elif not point.knows(modseq, key):
             events.append((modseq, key, UPDATED))
-    events += [(modseq, key, DESTROYED_FATE) for key, modseq in ended.items()]
     return events
 
 
@@ -185,20 +209,8 @@ def submissions(tx: Tx, account: int, since: Since) -> ObjectChanges:
 # --- threads --------------------------------------------------------------------
 
 
-class _Thread:
-    """What happened to the emails of one thread."""
-
-    __slots__ = ("first", "known", "last", "now")
-
-    def __init__(self) -> None:
-        self.first = self.last = 0  # modseqs of news
-        self.known = False  # had an email at the client's state
-        self.now = False  # has one now
-
-    def news(self, modseq: int) -> None:
-        """Note that an email came or went at ``modseq``."""
-        self.first = min(self.first or modseq, modseq)
-        self.last = max(self.last, modseq)
+NEVER = 1 << 62
+Span = tuple[int, int]  # modseqs: an email was shown from, and no longer from
 
 
 def threads(tx: Tx, account: int, since: Since) -> ObjectChanges:
@@ -207,32 +219,46 @@ def threads(tx: Tx, account: int, since: Since) -> ObjectChanges:
     A thread changes when an email joins or leaves it, not with keywords.
     """
     point, state = _start(tx, account, since)
-    found: dict[int, _Thread] = collections.defaultdict(_Thread)
+    spans: dict[int, list[Span]] = collections.defaultdict(list)
+    for _, modseq, created, thread in _tombs(tx, account, TYPE_EMAIL, point):
+        if not point.knows(modseq, thread):
+            spans[thread].append((created, modseq))
+    touched = set(spans)
     for _, _, shown, thread in tx.all(EMAILS, {"a": account, "since": point.first}):
         if not point.knows(shown, thread):
-            found[thread].news(shown)
-    for _, modseq, created, thread in _tombs(tx, account, TYPE_EMAIL, point):
-        if point.knows(modseq, thread):
-            continue
-        found[thread].news(modseq)
-        if point.knows(created, thread):
-            found[thread].known = True
-        else:
-            found[thread].news(created)
-    living = tx.all(IN_THREADS, {"a": account, "threads": ids(found)})
+            touched.add(thread)
+    living = tx.all(IN_THREADS, {"a": account, "threads": ids(touched)})
     for thread, _, shown in living:
-        found[thread].now = True
-        if point.knows(shown, thread):
-            found[thread].known = True
+        spans[thread].append((shown, NEVER))
     events = [
-        event for key, thread in found.items() for event in _thread_event(key, thread)
+        event for key in touched for event in _thread_events(point, key, spans[key])
     ]
     return _answer(since, events, state.thread)
 
 
-def _thread_event(key: int, thread: _Thread) -> list[Event]:
-    if thread.now:
-        if thread.known:
-            return [(thread.last, key, UPDATED)]
-        return [(thread.first, key, CREATED)]
-    return [(thread.last, key, DESTROYED_FATE)] if thread.known else []
+def _thread_events(point: _Point, key: int, spans: list[Span]) -> list[Event]:
+    """Return what happened to a thread that exists while any email is shown."""
+    events = []
+    for start, end, news in _runs(sorted(spans)):
+        if not point.knows(start, key):
+            events.append((start, key, CREATED))
+        else:
+            fresh = [modseq for modseq in news if not point.knows(modseq, key)]
+            if fresh and end == NEVER:
+                events.append((max(fresh), key, UPDATED))
+        if end != NEVER:
+            events.append((end, key, ENDED))
+    return events
+
+
+def _runs(spans: list[Span]) -> list[tuple[int, int, list[int]]]:
+    """Join spans that touch: (start, end, modseqs of what came and went inside)."""
+    runs: list[tuple[int, int, list[int]]] = []
+    for start, end in spans:
+        news = [start] if end == NEVER else [start, end]
+        if runs and start <= runs[-1][1]:
+            first, last, before = runs[-1]
+            runs[-1] = (first, max(last, end), before + news)
+        else:
+            runs.append((start, end, news))
+    return runs

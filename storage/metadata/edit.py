@@ -337,9 +337,17 @@ class Edit:
 
 
 def _count(counts: Counts, email: Edited) -> None:
-    """Add the difference that one email makes to its mailboxes' counters."""
+    """Add the difference that one email makes to the mailboxes that it changes.
+
+    A mailbox where neither the membership nor a keyword changed stays untouched,
+    or its clients would resynchronise for nothing.
+    """
     thread, size = email.thread_id, email.size
-    for box, member in email.old_members.items():
-        counts.add(box, thread, size, email.old_system, member.deleted, -1)
-    for box, member in email.members.items():
-        counts.add(box, thread, size, email.system, member.deleted, 1)
+    flags = email.system != email.old_system or email.keywords != email.old_keywords
+    old, new = email.old_members, email.members
+    for box, member in old.items():
+        if flags or new.get(box) != member:
+            counts.add(box, thread, size, email.old_system, member.deleted, -1)
+    for box, member in new.items():
+        if flags or old.get(box) != member:
+            counts.add(box, thread, size, email.system, member.deleted, 1)

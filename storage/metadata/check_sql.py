@@ -1,0 +1,324 @@
+"""The rules of ``storage check`` as queries for what breaks them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import and_, exists, func, or_, select
+
+from storage.metadata.sql import Sql, p
+from storage.metadata.tables import (
+    ACCOUNT,
+    BLOB,
+    BLOB_OWNER,
+    DESTROYED,
+    EMAIL,
+    EMAIL_STATE,
+    EXPUNGED,
+    IDENTITY,
+    MAILBOX,
+    MAILBOX_EMAIL,
+    OWNER_EMAIL,
+    SUBMISSION,
+)
+from storage.model import SEEN
+
+MAX_FINDINGS = 20  # shown of one kind
+
+_a, _b, _e, _es = ACCOUNT.c, MAILBOX.c, EMAIL.c, EMAIL_STATE.c
+_me, _o, _bl = MAILBOX_EMAIL.c, BLOB_OWNER.c, BLOB.c
+_x, _d, _i, _s = EXPUNGED.c, DESTROYED.c, IDENTITY.c, SUBMISSION.c
+_parent = MAILBOX.alias("parent")
+_twin = MAILBOX_EMAIL.alias("twin")
+
+
+def _rule(*columns: Any, where: Any, start: Any = None) -> Sql:
+    found = select(*columns)
+    if start is not None:
+        found = found.select_from(start)
+    return Sql(found.where(where).limit(MAX_FINDINGS + 1))
+
+
+def _same_email(left: Any, right: Any) -> Any:
+    return and_(left.account_id == right.account_id, left.email_id == right.email_id)
+
+
+def _same_box(left: Any, right: Any) -> Any:
+    return and_(
+        left.account_id == right.account_id, left.mailbox_id == right.mailbox_id
+    )
+
+
+def _none(condition: Any, of: Any) -> Any:
+    return ~exists().where(condition).correlate(of)
+
+
+_mine = _a.account_id == p("a")
+_visible = (
+    exists().where(_same_email(_me, _es), _me.deleted == 0).correlate(EMAIL_STATE)
+)
+_owns = and_(
+    _o.account_id == _e.account_id,
+    _o.hash == _e.hash,
+    _o.owner_id == _e.email_id,
+    _o.kind == OWNER_EMAIL,
+)
+_members = MAILBOX_EMAIL.join(EMAIL_STATE, _same_email(_es, _me))
+
+
+def _above(column: Any, table: Any, limit: Any) -> tuple[Any, ...]:
+    """Return a rule's parts: the greatest ``column`` of a table is above a limit."""
+    greatest = (
+        select(func.max(column)).where(table.c.account_id == p("a")).scalar_subquery()
+    )
+    return greatest, and_(_mine, greatest > limit)
+
+
+def _bound(column: Any, table: Any, limit: Any) -> Sql:
+    greatest, where = _above(column, table, limit)
+    return Sql(select(greatest, limit).where(where))
+
+
+ACCOUNT_RULES: tuple[tuple[str, Sql], ...] = (
+    (
+        "modseq of an email above the account's",
+        _bound(_es.modseq, EMAIL_STATE, _a.modseq),
+    ),
+    ("modseq of a mailbox above the account's", _bound(_b.modseq, MAILBOX, _a.modseq)),
+    (
+        "highestmodseq of a mailbox above the account's",
+        _bound(_b.highestmodseq, MAILBOX, _a.modseq),
+    ),
+    (
+        "modseq of an expunge above the account's",
+        _bound(_x.modseq, EXPUNGED, _a.modseq),
+    ),
+    ("modseq of an end above the account's", _bound(_d.modseq, DESTROYED, _a.modseq)),
+    (
+        "modseq of an identity above its type's",
+        _bound(_i.modseq, IDENTITY, _a.identity_modseq),
+    ),
+    (
+        "modseq of a submission above its type's",
+        _bound(_s.modseq, SUBMISSION, _a.submission_modseq),
+    ),
+    (
+        "modseq of an email above its type's",
+        _bound(_es.modseq, EMAIL_STATE, _a.email_modseq),
+    ),
+    (
+        "modseq of a mailbox above its type's",
+        _bound(_b.modseq, MAILBOX, _a.mailbox_modseq),
+    ),
+    ("email id above the last", _bound(_es.email_id, EMAIL_STATE, _a.last_email)),
+    ("thread id above the last", _bound(_es.thread_id, EMAIL_STATE, _a.last_thread)),
+    ("mailbox id above the last", _bound(_b.mailbox_id, MAILBOX, _a.last_mailbox)),
+    (
+        "account without INBOX",
+        _rule(
+            _a.inbox_id,
+            where=and_(
+                _mine,
+                _none(
+                    and_(
+                        _b.account_id == _a.account_id,
+                        _b.mailbox_id == _a.inbox_id,
+                        _b.role == "inbox",
+                    ),
+                    ACCOUNT,
+                ),
+            ),
+        ),
+    ),
+)
+
+RULES: tuple[tuple[str, Sql], ...] = (
+    (
+        "mailbox without its parent",
+        _rule(
+            _b.mailbox_id,
+            _b.parent_id,
+            where=and_(
+                _b.account_id == p("a"),
+                _b.parent_id != 0,
+                _none(
+                    and_(
+                        _parent.c.account_id == _b.account_id,
+                        _parent.c.mailbox_id == _b.parent_id,
+                    ),
+                    MAILBOX,
+                ),
+            ),
+        ),
+    ),
+    (
+        "uid not below uidnext (mailbox, uid)",
+        _rule(
+            _me.mailbox_id,
+            _me.uid,
+            start=MAILBOX_EMAIL.join(MAILBOX, _same_box(_b, _me)),
+            where=and_(_me.account_id == p("a"), _me.uid >= _b.uidnext),
+        ),
+    ),
+    (
+        "change above highestmodseq (mailbox, uid)",
+        _rule(
+            _me.mailbox_id,
+            _me.uid,
+            start=_members.join(MAILBOX, _same_box(_b, _me)),
+            where=and_(
+                _me.account_id == p("a"),
+                or_(_me.modseq > _b.highestmodseq, _es.flags_modseq > _b.highestmodseq),
+            ),
+        ),
+    ),
+    (
+        "expunge above highestmodseq (mailbox, uid)",
+        _rule(
+            _x.mailbox_id,
+            _x.uid,
+            start=EXPUNGED.join(MAILBOX, _same_box(_b, _x)),
+            where=and_(_x.account_id == p("a"), _x.modseq > _b.highestmodseq),
+        ),
+    ),
+    (
+        "membership newer than its email (mailbox, uid)",
+        _rule(
+            _me.mailbox_id,
+            _me.uid,
+            start=_members,
+            where=and_(
+                _me.account_id == p("a"),
+                or_(_me.modseq > _es.modseq, _es.flags_modseq > _es.modseq),
+            ),
+        ),
+    ),
+    (
+        "membership without a mailbox (mailbox, uid)",
+        _rule(
+            _me.mailbox_id,
+            _me.uid,
+            where=and_(
+                _me.account_id == p("a"), _none(_same_box(_b, _me), MAILBOX_EMAIL)
+            ),
+        ),
+    ),
+    (
+        "membership without an email (mailbox, uid)",
+        _rule(
+            _me.mailbox_id,
+            _me.uid,
+            where=and_(
+                _me.account_id == p("a"), _none(_same_email(_es, _me), MAILBOX_EMAIL)
+            ),
+        ),
+    ),
+    (
+        "membership that repeats its email wrongly (mailbox, uid)",
+        _rule(
+            _me.mailbox_id,
+            _me.uid,
+            start=_members,
+            where=and_(
+                _me.account_id == p("a"),
+                or_(
+                    _me.thread_id != _es.thread_id,
+                    _me.received_at != _es.received_at,
+                    _me.unseen != 1 - _es.system.op("&")(SEEN),
+                ),
+            ),
+        ),
+    ),
+    (
+        "email twice in one mailbox (mailbox, uid)",
+        _rule(
+            _me.mailbox_id,
+            _me.uid,
+            start=MAILBOX_EMAIL.join(_twin, _same_email(_twin.c, _me)),
+            where=and_(
+                _me.account_id == p("a"),
+                _twin.c.mailbox_id == _me.mailbox_id,
+                _twin.c.uid > _me.uid,
+            ),
+        ),
+    ),
+    (
+        "email in no mailbox",
+        _rule(
+            _es.email_id,
+            where=and_(
+                _es.account_id == p("a"), _none(_same_email(_me, _es), EMAIL_STATE)
+            ),
+        ),
+    ),
+    (
+        "email whose showing is wrong",
+        _rule(
+            _es.email_id,
+            where=and_(
+                _es.account_id == p("a"),
+                or_(and_(_es.shown > 0, ~_visible), and_(_es.shown == 0, _visible)),
+            ),
+        ),
+    ),
+    (
+        "email without its facts",
+        _rule(
+            _es.email_id,
+            where=and_(
+                _es.account_id == p("a"), _none(_same_email(_e, _es), EMAIL_STATE)
+            ),
+        ),
+    ),
+    (
+        "email without its state",
+        _rule(
+            _e.email_id,
+            where=and_(_e.account_id == p("a"), _none(_same_email(_es, _e), EMAIL)),
+        ),
+    ),
+    (
+        "email without its blob",
+        _rule(
+            _e.email_id,
+            where=and_(_e.account_id == p("a"), _none(_bl.hash == _e.hash, EMAIL)),
+        ),
+    ),
+    (
+        "email that does not own its blob",
+        _rule(_e.email_id, where=and_(_e.account_id == p("a"), _none(_owns, EMAIL))),
+    ),
+    (
+        "deleted mark out of range (mailbox, uid)",
+        _rule(
+            _me.mailbox_id,
+            _me.uid,
+            where=and_(_me.account_id == p("a"), _me.deleted.not_in((0, 1))),
+        ),
+    ),
+)
+
+OWNERS = Sql(
+    select(_o.account_id, _o.owner_id)
+    .where(
+        _o.kind == OWNER_EMAIL,
+        _none(
+            and_(
+                _e.account_id == _o.account_id,
+                _e.email_id == _o.owner_id,
+                _e.hash == _o.hash,
+            ),
+            BLOB_OWNER,
+        ),
+    )
+    .limit(MAX_FINDINGS + 1)
+)
+HOMELESS = Sql(
+    select(_o.account_id, _o.owner_id)
+    .where(_none(_bl.hash == _o.hash, BLOB_OWNER))
+    .limit(MAX_FINDINGS + 1)
+)
+SHARD_RULES: tuple[tuple[str, Sql], ...] = (
+    ("owner of a blob that is no email (account, email)", OWNERS),
+    ("owner of a blob that is not there (account, owner)", HOMELESS),
+)
