@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 20
 LINE_SEARCH = 1 << 16
+MAX_HEADER = 512 << 10  # octets
 MAX_TAGS = 64
 
 _FIELD_END = re.compile(rb"\r\n(?![ \t])")
@@ -40,7 +41,11 @@ class Header(NamedTuple):
 
 
 def split_header(message: Octets) -> Header:
-    """Split the header section; lines that are no field have the name ``b""``."""
+    """Split the header section; lines that are no field have the name ``b""``.
+
+    Of a section larger than MAX_HEADER the rest is not looked at, and there is no
+    body: ``body_start`` is the size of the message.
+    """
     block, body_start = _header_block(message)
     fields = _FIELD_END.split(block) if block else []
     names: dict[bytes, list[int]] = {}
@@ -51,8 +56,7 @@ def split_header(message: Octets) -> Header:
 
 
 def _header_block(message: Octets) -> tuple[bytes, int]:
-    size = LINE_SEARCH
-    while True:
+    for size in (LINE_SEARCH, MAX_HEADER):
         head = bytes(message[:size])
         if head.startswith(b"\r\n"):
             return b"", 2
@@ -60,8 +64,8 @@ def _header_block(message: Octets) -> tuple[bytes, int]:
         if end >= 0:
             return head[:end], end + 4
         if size >= len(message):
-            return head.removesuffix(b"\r\n"), len(message)
-        size *= 2
+            break
+    return head.removesuffix(b"\r\n"), len(message)
 
 
 def parse_tags(text: bytes) -> dict[bytes, bytes] | None:

@@ -9,6 +9,7 @@ meaning, that of ``t=y`` (appendix A.6).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Literal
 
 from mailserverd.core.names import a_labels
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_LABELS = 8  # of a walk, which is also the number of questions
 MAX_AUTHORS = 8  # domains of a From with several addresses
+MAX_RECORD = 4096  # octets
 TOO_MANY = "too many domains in From"
 POLICIES = ("none", "quarantine", "reject")  # ascending
 _WEAKER = {"reject": "quarantine", "quarantine": "none", "none": "none"}
@@ -82,6 +84,11 @@ def parse_record(text: bytes) -> DmarcRecord | None:
     Unknown tags and bad values are ignored; a bad p, sp or np makes it p=none when
     reports are asked for, and else a record that cannot be applied (section 4.10.1).
     """
+    return _parse_record(text) if len(text) <= MAX_RECORD else None
+
+
+@functools.lru_cache(1024)
+def _parse_record(text: bytes) -> DmarcRecord | None:
     pairs = [part.partition("=") for part in text.decode("utf-8", "replace").split(";")]
     tags: dict[str, str] = {}
     for name, _, value in pairs:

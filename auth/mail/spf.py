@@ -32,6 +32,8 @@ MAX_VOID = 2  # questions without an answer
 MAX_HOSTS = 10  # MX or PTR names that are followed
 MAX_ROUNDS = 200  # restarts of pyspf: above what the limits let it ask
 MAX_EXPLANATION = 200
+MAX_RECORD = 4096  # octets; RFC 7208 section 3.4 asks for less than 450
+MAX_NAMES = 40  # terms with names or macros in a record: it may use ten
 
 _Key = tuple[str, str]
 _Answers = dict[_Key, DnsAnswer]
@@ -84,6 +86,7 @@ async def check_host(
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+@functools.lru_cache(1024)
 def _client(ip: str) -> _Address | None:
     try:
         address = ipaddress.ip_address(ip)
@@ -95,6 +98,9 @@ def _client(ip: str) -> _Address | None:
 
 
 # --- pyspf on prefetched answers
+
+
+_ADDRESS_TERM = re.compile(rb"[-+?~]?ip[46]:[0-9a-f.:/]+", re.IGNORECASE).fullmatch
 
 
 class _Missing(Exception):
@@ -152,9 +158,19 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no annotations
             self.void_lookups += 1
             if self.void_lookups > MAX_VOID:
                 raise spf.PermError(f"Void lookup limit of {MAX_VOID} exceeded")
-        if qtype == "TXT":  # as pyspf takes it: a list of the record's strings
-            return [(text,) for text in answer.records]
+        if qtype == "TXT":
+            return _texts(answer.records)
         return list(answer.records)
+
+    def cidrmatch(self, ipaddrs: list[object], n: int) -> bool:
+        """Return True when the client is in a network; as pyspf's, without objects."""
+        try:
+            numbers = [int(ipaddress.ip_address(str(ip))) for ip in ipaddrs]
+        except ValueError as error:
+            raise spf.PermError(str(error)) from None
+        shift = self.cidrmax - n
+        client = int(self.ipaddr) >> shift
+        return any(number >> shift == client for number in numbers)
 
     def dns_mx(self, domainname: str) -> list[object]:
         """Return the addresses of all MX hosts, asking for all at once."""
@@ -185,6 +201,22 @@ class _Query(spf.query):  # type: ignore[misc] # pyspf has no annotations
         if lacking:
             self.missing.extend(dict.fromkeys(lacking))
             raise _Missing
+
+
+def _texts(records: tuple[object, ...]) -> list[object]:
+    """Return TXT records as pyspf takes them: each a list of strings.
+
+    A record that would keep pyspf busy for long is a permanent error.
+    """
+    texts = [text for text in records if isinstance(text, bytes)]
+    if any(spf.RE_SPF.match(text) and _too_long(text) for text in texts):
+        raise spf.PermError("SPF record too long")
+    return [(text,) for text in texts if len(text) <= MAX_RECORD]
+
+
+def _too_long(text: bytes) -> bool:
+    named = sum(not _ADDRESS_TERM(word) for word in text[:MAX_RECORD].split())
+    return len(text) > MAX_RECORD or named > MAX_NAMES
 
 
 def _dns_key(name: str, qtype: str) -> _Key | None:
@@ -243,10 +275,12 @@ _ALL = re.compile(r"([-+?~]?)all", re.IGNORECASE)
 _BITS4, _BITS6 = 32, 128
 
 
-@functools.lru_cache(2048)
+@functools.lru_cache(1024)
 def _compile(text: bytes) -> _Policy | None:
     """Return a record of plain terms in compiled form, None for any other."""
     terms, redirect = [], ""
+    if _too_long(text):
+        return None
     for word in text.decode("ascii", "replace").split(" ")[1:]:
         if not word:
             continue
@@ -318,7 +352,7 @@ class _Plain:
             text = await self._record(domain)
             if text is None and top:
                 return "none"
-            policy = None if text is None else _compile(text)
+            policy = _compile(text) if text and len(text) <= MAX_RECORD else None
             if policy is None or domain in policy.includes:
                 raise _Unusual
             if policy.redirect:

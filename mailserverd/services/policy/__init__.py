@@ -32,7 +32,7 @@ from mailserverd.services.arrival import (
 from mailserverd.services.policy import dkim, dmarc, dnsbl, iprev, spf, spf_fail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from auth.mail.canonical import Octets
     from mailserverd.core.ports import Clock
@@ -109,11 +109,18 @@ async def evaluate(
             for check in stage
             if check.enabled(context.settings)
         ]
-        if len(runs) == 1:
-            findings.append(await runs[0])
-        else:
-            findings += await asyncio.gather(*runs)
+        findings += await _together(runs)
     return _add_up(arrival, context.settings, findings)
+
+
+async def _together(runs: list[Coroutine[None, None, Finding]]) -> list[Finding]:
+    """Run all at the same time: the last one here, which saves a task."""
+    if not runs:
+        return []
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run) for run in runs[:-1]]
+        last = await runs[-1]
+    return [*(task.result() for task in tasks), last]
 
 
 async def _run(

@@ -226,7 +226,7 @@ def test_explanation_is_cut_to_harmless_text() -> None:
     resolver = ZoneResolver(
         {
             ("example.com", "TXT"): [b"v=spf1 -all exp=e.example.com"],
-            ("e.example.com", "TXT"): [b"bad\r\n250 ok \x1b[31m" + b"x" * 5000],
+            ("e.example.com", "TXT"): [b"bad\r\n250 ok \x1b[31m" + b"x" * 1000],
         }
     )
     text = check(resolver, "192.0.2.1", "a@example.com").explanation
@@ -256,6 +256,17 @@ def test_ptr_errors_skip() -> None:
     assert check(ZoneResolver(data), "192.0.2.1", "a@example.com").result == "pass"
     data["1.2.0.192.in-addr.arpa", "PTR"] = FAILED
     assert check(ZoneResolver(data), "192.0.2.1", "a@example.com").result == "fail"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"v=spf1 " + b"ip4:192.0.2.1 " * 400 + b"+all", b"v=spf1 " + b"a " * 50 + b"+all"],
+)
+def test_records_that_would_keep_us_busy_are_permerror(record: bytes) -> None:
+    resolver = ZoneResolver({("example.com", "TXT"): [record]})
+    for plain in (True, False):
+        found = check(resolver, "192.0.2.1", "a@example.com", plain=plain)
+        assert (found.result, found.problem) == ("permerror", "SPF record too long")
 
 
 def test_questions_are_bounded() -> None:
