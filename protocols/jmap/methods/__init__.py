@@ -1,1 +1,51 @@
 """JMAP methods: one file each."""
+
+from __future__ import annotations
+
+from protocols.jmap.methods import (
+    blob_copy,
+    core_echo,
+    email_changes,
+    email_copy,
+    email_get,
+    email_import,
+    email_parse,
+    email_query,
+    email_query_changes,
+    email_set,
+    identity_changes,
+    identity_get,
+    identity_set,
+    mailbox_changes,
+    mailbox_get,
+    mailbox_query,
+    mailbox_query_changes,
+    mailbox_set,
+    snippet_get,
+    thread_changes,
+    thread_get,
+)
+
+METHODS = (
+    core_echo.METHOD,
+    blob_copy.METHOD,
+    mailbox_get.METHOD,
+    mailbox_changes.METHOD,
+    mailbox_query.METHOD,
+    mailbox_query_changes.METHOD,
+    mailbox_set.METHOD,
+    thread_get.METHOD,
+    thread_changes.METHOD,
+    email_get.METHOD,
+    email_changes.METHOD,
+    email_query.METHOD,
+    email_query_changes.METHOD,
+    email_set.METHOD,
+    email_copy.METHOD,
+    email_import.METHOD,
+    email_parse.METHOD,
+    snippet_get.METHOD,
+    identity_get.METHOD,
+    identity_changes.METHOD,
+    identity_set.METHOD,
+)

@@ -1,8 +1,8 @@
 """Object ids as they are shown: a letter and the integer of the account's row.
 
 The letter keeps an id of one type from being taken for another.  Blob ids name the
-SHA-256 of the content (``b...``) or a range of one and its encoding (``p...``); who may
-read it is decided by references, never by knowing the hash.
+SHA-256 of the content (``b...``), or a part of one by range and encoding (``p...``);
+who may read it is decided by references, never by knowing the hash.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import re
 MAX_ID = (1 << 63) - 1
 _ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _BLOB = re.compile(r"b([0-9a-f]{64})")
-_PART = re.compile(
-    r"p([0-9a-f]{64})-(0|[1-9][0-9]{0,12})-(0|[1-9][0-9]{0,12})-([nbqu])"
-)
-ENCODINGS = {"n": "8bit", "b": "base64", "q": "quoted-printable", "u": "x-uuencode"}
+_NUMBER = "(?:0|[1-9][0-9]{0,10})"
+_PART = re.compile(rf"p([0-9a-f]{{64}})((?:-{_NUMBER}-{_NUMBER}-[nbqu]){{1,4}})")
+PLAIN = "8bit"
+ENCODINGS = {"n": PLAIN, "b": "base64", "q": "quoted-printable", "u": "x-uuencode"}
 LETTERS = {
     "base64": "b",
     "quoted-printable": "q",
@@ -99,28 +99,44 @@ def parse_submission(text: str) -> int | None:
     return _number("s", text)
 
 
+Step = tuple[int, int, str]  # start and end (half-open), content-transfer-encoding
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Blob:
-    """A blob id taken apart: the whole content, or one encoded range of it.
+    """A blob id taken apart: the whole content, or a part of it.
 
-    ``start`` and ``end`` are half-open octets of the stored content; ``end`` is None
-    for the whole.  ``encoding`` is the content-transfer-encoding to undo.
+    ``steps`` lead to the part: cut a range, undo its encoding, cut again (a message
+    attached in base64 has parts of its own).  None for the whole.
     """
 
     hash: bytes
-    start: int = 0
-    end: int | None = None
-    encoding: str = "8bit"
+    steps: tuple[Step, ...] = ()
+
+    def part(self, start: int, end: int, encoding: str) -> Blob:
+        """Return a part of what this names; offsets count in its decoded octets."""
+        encoding = ENCODINGS[LETTERS.get(encoding, "n")]
+        if self.steps and self.steps[-1][2] == PLAIN:
+            first = self.steps[-1][0]
+            return Blob(
+                self.hash, (*self.steps[:-1], (first + start, first + end, encoding))
+            )
+        return Blob(self.hash, (*self.steps, (start, end, encoding)))
+
+    def render(self) -> str:
+        """Return the id."""
+        if not self.steps:
+            return f"b{self.hash.hex()}"
+        ranges = "".join(
+            f"-{start}-{end}-{LETTERS.get(encoding, 'n')}"
+            for start, end, encoding in self.steps
+        )
+        return f"p{self.hash.hex()}{ranges}"
 
 
 def blob(digest: bytes) -> str:
     """Render the id of a whole blob."""
     return "b" + digest.hex()
-
-
-def part(digest: bytes, start: int, end: int, encoding: str) -> str:
-    """Render the id of a part: a range of a blob, and how it is encoded."""
-    return f"p{digest.hex()}-{start}-{end}-{LETTERS.get(encoding, 'n')}"
 
 
 def parse_blob(text: str) -> Blob | None:
@@ -129,7 +145,10 @@ def parse_blob(text: str) -> Blob | None:
         return Blob(bytes.fromhex(whole[1]))
     if (ranged := _PART.fullmatch(text)) is None:
         return None
-    start, end = int(ranged[2]), int(ranged[3])
-    if start > end:
-        return None
-    return Blob(bytes.fromhex(ranged[1]), start, end, ENCODINGS[ranged[4]])
+    pieces = ranged[2][1:].split("-")
+    steps: list[Step] = []
+    for start, end, letter in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+        if int(start) > int(end):
+            return None
+        steps.append((int(start), int(end), ENCODINGS[letter]))
+    return Blob(bytes.fromhex(ranged[1]), tuple(steps))

@@ -78,9 +78,28 @@ def depth(value: Any) -> int:
     return found
 
 
+class Rendered:
+    """A value that is JSON already: copied into the answer, parsed only on demand."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def plain(self) -> Any:
+        """Return the value itself (a back reference points into it)."""
+        return orjson.loads(self.data)
+
+
+def _fragment(value: object) -> orjson.Fragment:
+    if isinstance(value, Rendered):
+        return orjson.Fragment(value.data)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
 def dumps(value: Any) -> bytes:
-    """Encode; may contain ``orjson.Fragment`` for values rendered before."""
-    return orjson.dumps(value)
+    """Encode; values may be ``Rendered`` before."""
+    return orjson.dumps(value, default=_fragment)
 
 
 def problem(error: RequestError) -> bytes:

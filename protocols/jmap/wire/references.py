@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from protocols.jmap.wire.errors import MethodError, invalid_arguments
+from protocols.jmap.wire.ijson import Rendered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +80,8 @@ def pointer(value: Any, path: str) -> Any:
 def _walk(value: Any, path: list[str], at: int) -> Any:
     for index in range(at, len(path)):
         token = path[index]
+        if isinstance(value, Rendered):
+            value = value.plain()
         if isinstance(value, dict):
             if token not in value:
                 raise _invalid(f"there is no member {token!r}")
@@ -89,7 +92,7 @@ def _walk(value: Any, path: list[str], at: int) -> Any:
             value = value[_index(token, len(value))]
         else:
             raise _invalid(f"{token!r} points into a plain value")
-    return value
+    return value.plain() if isinstance(value, Rendered) else value
 
 
 def _map(items: list[Any], path: list[str], at: int) -> list[Any]:
