@@ -126,7 +126,7 @@ class MailboxView:
         self.keywords: dict[str, None] = {}
         for keywords in view.keyword_sets:
             self._learn(keywords)
-        self._texts: dict[int, str] = {}
+        self._texts: dict[int, bytes] = {}
         self.tick += 1
         self._forget()
 
@@ -154,15 +154,16 @@ class MailboxView:
         number = flags >> KEYWORD_SHIFT
         return self.keyword_sets[number - 1] if number else ()
 
-    def flag_text(self, flags: int) -> str:
+    def flag_text(self, flags: int) -> bytes:
         r"""Return ``(\Seen $forwarded)`` for a value of ``flags``."""
         text = self._texts.get(flags)
         if text is None:
-            text = encode.flags(flags & _BITS, self.keyword_set(flags))
+            words = encode.flags(flags & _BITS, self.keyword_set(flags))
+            text = words.encode("ascii", "replace")
             self._texts[flags] = text
         return text
 
-    def flag_texts(self, flags: Iterable[int]) -> list[str]:
+    def flag_texts(self, flags: Iterable[int]) -> list[bytes]:
         """Return the flag lists of many messages."""
         known = self._texts
         try:
@@ -333,18 +334,25 @@ class Selected:
         section 9, ``seq-number``); uids that do not exist select nothing.
         """
         if wanted.saved:
-            return self._by_uid(self.saved)
+            return self.by_uid(self.saved)
         if uid:
-            return self._by_uid(wanted.resolve(self._last))
-        starred = any(sequence.STAR in pair for pair in wanted.ranges)
-        if not self._count and starred:
-            return []
-        ranges = wanted.resolve(self._count)
-        if ranges and ranges[-1][1] > self._count:
-            raise WireError("no such message sequence number")
-        return ranges
+            return self.by_uid(wanted.resolve(self._last))
+        for pair in wanted.ranges:
+            if sequence.STAR not in pair and max(pair) > self._count:
+                raise WireError("no such message sequence number")
+        return self.by_number(wanted)
 
-    def _by_uid(self, ranges: Iterable[sequence.Range]) -> list[sequence.Range]:
+    def by_number(self, wanted: sequence.SequenceSet) -> list[sequence.Range]:
+        """Return the sequence numbers of a set, without those that do not exist."""
+        count = self._count
+        return [
+            (low, min(high, count))
+            for low, high in wanted.resolve(count)
+            if low <= count
+        ]
+
+    def by_uid(self, ranges: Iterable[sequence.Range]) -> list[sequence.Range]:
+        """Return the sequence numbers of uids; what does not exist is left out."""
         found = []
         for low, high in ranges:
             first = bisect_left(self._uids, low, 0, self._count)
@@ -352,6 +360,11 @@ class Selected:
             if first < last:
                 found.append((first + 1, last))
         return found
+
+    def span(self, low: int, high: int) -> int:
+        """Return how many messages of the mailbox lie between two uids."""
+        uids = self.view.uids
+        return bisect_right(uids, high) - bisect_left(uids, low)
 
     def uids_of(self, ranges: Iterable[sequence.Range]) -> array[int]:
         """Return the uids of ranges of sequence numbers."""
@@ -416,19 +429,19 @@ class Selected:
         changed, removed = view.since(self._tick) or self._compare()
         gone = {uid for uid in removed if uid <= last}.union(self._pending)
         self._pending = sorted(gone)
-        out: list[str] = []
+        out: list[bytes] = []
         if expunge and self._pending:
             out.append(self._expunges(form))
             self._pending = ()
         before = self._count - (len(gone) if not self._pending else 0)
         self._extend(last)
         if self._count != before:
-            out.append(f"* {self._count} EXISTS\r\n")
+            out.append(b"* %d EXISTS\r\n" % self._count)
         known = self._known
         fresh = [uid for uid in changed if uid <= last and uid not in gone]
         out += self._updates((u for u in fresh if not self._is_known(u, known)), form)
         self._known = {}
-        return "".join(out).encode("ascii")
+        return b"".join(out)
 
     def _extend(self, last: int) -> None:
         """Number the messages that came after ``last``."""
@@ -454,24 +467,24 @@ class Selected:
         pairs = zip(view.uids, view.modseqs, strict=True)
         return [uid for uid, modseq in pairs if modseq > self.told], removed
 
-    def _expunges(self, form: Form) -> str:
+    def _expunges(self, form: Form) -> bytes:
         """Highest number first, so that the numbers below stay what they were."""
         if form & Form.VANISHED:
-            return f"* VANISHED {sequence.encode(self._pending).decode('ascii')}\r\n"
-        return "".join(
-            f"* {self.seq(uid)} EXPUNGE\r\n" for uid in reversed(self._pending)
+            return b"* VANISHED %b\r\n" % sequence.encode(self._pending)
+        return b"".join(
+            [b"* %d EXPUNGE\r\n" % self.seq(uid) for uid in reversed(self._pending)]
         )
 
-    def _updates(self, uids: Iterable[int], form: Form) -> list[str]:
+    def _updates(self, uids: Iterable[int], form: Form) -> list[bytes]:
         view = self.view
         lines = []
         for uid in uids:
             i = view.find(uid)
-            items = f"UID {uid} " if form & Form.UID else ""
-            items += f"FLAGS {view.flag_text(view.flags[i])}"
+            items = b"UID %d " % uid if form & Form.UID else b""
+            items += b"FLAGS " + view.flag_text(view.flags[i])
             if form & Form.MODSEQ:
-                items += f" MODSEQ ({view.modseqs[i]})"
-            lines.append(f"* {self.seq(uid)} FETCH ({items})\r\n")
+                items += b" MODSEQ (%d)" % view.modseqs[i]
+            lines.append(b"* %d FETCH (%b)\r\n" % (self.seq(uid), items))
         return lines
 
 

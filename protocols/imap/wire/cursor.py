@@ -94,6 +94,14 @@ class Cursor:
         """
         return self._match(_WORD, "a word").decode("ascii").upper()
 
+    def take_word(self, word: str) -> bool:
+        """Consume a word of the grammar (upper case) when it stands here."""
+        match = _WORD.match(self._text, self._pos)
+        if match is None or match[0].upper() != word.encode("ascii"):
+            return False
+        self._pos = match.end()
+        return True
+
     def number(self) -> int:
         """``number64``: up to 2^63-1."""
         number = int(self._match(_NUMBER, "a number"))

@@ -108,7 +108,12 @@ def compress(numbers: Iterable[int]) -> Iterator[Range]:
 
 def encode(numbers: Iterable[int]) -> bytes:
     """Return ascending numbers as a sequence set; ``b""`` when there are none."""
-    return b",".join(map(_encode_range, compress(numbers)))
+    return encode_ranges(compress(numbers))
+
+
+def encode_ranges(ranges: Iterable[Range]) -> bytes:
+    """Return ranges as a sequence set."""
+    return b",".join(map(_encode_range, ranges))
 
 
 def encode_pairs(numbers: Sequence[int], others: Sequence[int]) -> tuple[bytes, bytes]:

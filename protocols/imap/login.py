@@ -1,0 +1,49 @@
+"""What LOGIN and AUTHENTICATE share: checking, limits, the state after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mailserverd.core.errors import Kind, MailError
+from protocols.imap.conn import Event
+from protocols.imap.replies import Refused
+
+if TYPE_CHECKING:
+    from protocols.imap.extension import Context
+
+
+def require_privacy(context: Context) -> None:
+    """Refuse before a password is sent in clear text (RFC 9051 section 11.1)."""
+    if not context.private:
+        raise Refused("PRIVACYREQUIRED", "use TLS before logging in")
+
+
+async def log_in(context: Context, user: bytes, password: bytes) -> bytes:
+    """Check a password and enter the authenticated state; returns the OK text.
+
+    AUTH_FAILED, RATE_LIMITED, UNAVAILABLE; LIMIT when the account has too many
+    connections.
+    """
+    services = context.services
+    try:
+        principal = await services.authenticator.check_password(
+            _text(user), password, peer=context.channel.transport.peer, protocol="imap"
+        )
+    except MailError as error:
+        if error.kind in {Kind.AUTH_FAILED, Kind.RATE_LIMITED}:
+            context.failures += 1
+        raise
+    open_now = context.sessions.get(principal.account, 0)
+    if open_now >= services.settings.connections_per_account:
+        raise MailError(Kind.LIMIT, "too many connections of this account")
+    context.sessions[principal.account] = open_now + 1
+    context.principal = principal
+    context.advance(Event.LOGIN)
+    return b"[CAPABILITY %b] Logged in" % context.capabilities()
+
+
+def _text(user: bytes) -> str:
+    try:
+        return user.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""  # no such user, and no other answer than for a wrong password
