@@ -112,6 +112,9 @@ def _parse_record(text: bytes) -> DmarcRecord | None:
     )
 
 
+NO_AUTHOR = DmarcResult("permerror", reason="no valid domain in From")
+
+
 async def evaluate(
     resolver: Resolver,
     from_domains: Sequence[str],
@@ -123,13 +126,14 @@ async def evaluate(
     Several domains: each is evaluated, and the one whose result asks for the strictest
     treatment counts (section 11.5); more than eight are a permerror.  Never raises.
     """
-    domains = list(dict.fromkeys(a_labels(d) or "" for d in from_domains))
+    domains = list(dict.fromkeys(a_labels(d) or "" for d in from_domains)) or [""]
     if len(domains) > MAX_AUTHORS:
         return DmarcResult("permerror", reason=TOO_MANY)
-    if not all(domains) or not domains:
-        return DmarcResult("permerror", reason="no valid domain in From")
     walker = _Walker(resolver)
-    results = [await _evaluate(walker, domain, spf, dkim) for domain in domains]
+    results = [
+        await _evaluate(walker, domain, spf, dkim) if domain else NO_AUTHOR
+        for domain in domains
+    ]
     return max(results, key=_severity)
 
 

@@ -25,16 +25,15 @@ class Arrival:
 
     ``message`` is as it arrived (CRLF line ends, dots unstuffed).  ``from_addresses``
     are the addresses of all From fields.  ``now`` is seconds since the epoch.
-    ``Judge`` fills in what is not given.
     """
 
-    envelope: Envelope
     peer: Peer
+    envelope: Envelope
     message: Octets
-    from_addresses: tuple[str, ...] = ()
-    now: float = 0.0
-    hostname: str = ""
-    authserv_id: str = ""
+    from_addresses: tuple[str, ...]
+    now: float
+    hostname: str
+    authserv_id: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,9 +110,6 @@ class Verdict:
     def junk(self) -> bool:
         """True when the message goes to Junk instead of the inbox."""
         return self.action is Action.JUNK
-
-
-UNJUDGED = Verdict(Action.ACCEPT, None, "", (), b"")  # of a trusted peer's message
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,18 +8,13 @@ accepted and marked if the settings say so.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import TYPE_CHECKING
 
-from auth.mail.canonical import split_header
 from auth.mail.results import build
-from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.errors import Kind
 from mailserverd.core.log import get_logger
 from mailserverd.core.metrics import counter
-from mailserverd.mail.addrlist import parse_addresses
-from mailserverd.mail.headers import email_of
 from mailserverd.services.arrival import (
-    UNJUDGED,
     Action,
     Arrival,
     Check,
@@ -34,16 +29,12 @@ from mailserverd.services.policy import dkim, dmarc, dnsbl, iprev, spf, spf_fail
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
-    from auth.mail.canonical import Octets
-    from mailserverd.core.ports import Clock
 
 __all__ = [
-    "UNJUDGED",
     "Action",
     "Arrival",
     "Context",
     "InboundPolicy",
-    "Judge",
     "Verdict",
     "evaluate",
 ]
@@ -60,41 +51,6 @@ KINDS = {Action.REJECT: Kind.POLICY, Action.DEFER: Kind.TEMPORARY_POLICY}
 VERDICTS = counter("policy_verdicts", "Messages checked at arrival", ("action",))
 
 log = get_logger("policy")
-
-
-class Judge:
-    """Judges arrivals in the name of one server."""
-
-    def __init__(self, context: Context, clock: Clock, hostname: str) -> None:
-        self._context = context
-        self._clock = clock
-        self._hostname = hostname
-
-    async def __call__(self, arrival: Arrival) -> Verdict:
-        """Return the verdict; MailError when it is a refusal or a deferral."""
-        complete = dataclasses.replace(
-            arrival,
-            from_addresses=arrival.from_addresses or authors(arrival.message),
-            now=arrival.now or self._clock.now(),
-            hostname=arrival.hostname or self._hostname,
-            authserv_id=arrival.authserv_id or self._hostname,
-        )
-        verdict = await evaluate(complete, self._context)
-        if verdict.kind is not None:
-            raise MailError(verdict.kind, verdict.reason)
-        return verdict
-
-
-def authors(message: Octets) -> tuple[str, ...]:
-    """Return the addresses of all From fields that have a domain."""
-    header = split_header(message)
-    fields = (header.fields[index] for index in header.names.get(b"from", ()))
-    return tuple(
-        email_of(address)
-        for field in fields
-        for address in parse_addresses(field.partition(b":")[2])
-        if address.host
-    )
 
 
 async def evaluate(

@@ -324,6 +324,11 @@ def test_no_valid_author_is_permerror(domains: list[str]) -> None:
     assert (found.result, found.policy) == ("permerror", "")
 
 
+def test_invalid_author_does_not_hide_another() -> None:
+    found = evaluate(zone(example_com=REJECT), ["a..b", "example.com"])
+    assert (found.result, found.policy) == ("fail", "reject")
+
+
 def test_many_authors_are_limited() -> None:
     resolver = zone()
     found = evaluate(resolver, [f"d{n}.example" for n in range(9)])

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from auth.mail import dkim, keys
-from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.errors import Kind
 from mailserverd.core.ports import DnsAnswer, DnsStatus, SystemClock
 from mailserverd.core.types import Envelope, Peer
 from mailserverd.net.dns import CachingResolver
-from mailserverd.services import policy
+from mailserverd.services import policy, trace
 from mailserverd.services.arrival import Action, Check, Finding
-from mailserverd.services.policy import Arrival, Context, InboundPolicy, Judge, Verdict
+from mailserverd.services.policy import Arrival, Context, InboundPolicy, Verdict
 from tests.lib.knot import Knot, available, free_port
 
 if TYPE_CHECKING:
@@ -79,10 +78,10 @@ def judge(
         resolver = kind([server], clock=SystemClock(), timeout=5.0)
         context = Context(resolver, offload, settings or InboundPolicy())
         arrival = Arrival(
-            Envelope(sender, ()),
             Peer(address, helo="mx.reject.test"),
+            Envelope(sender, ()),
             raw,
-            policy.authors(raw),
+            trace.inspect(raw, "mx.example.org").authors,
             NOW,
             "mx.example.org",
             "mx.example.org",
@@ -317,30 +316,8 @@ def test_a_bug_in_a_check_defers() -> None:
     async def run() -> Verdict:
         resolver = CachingResolver(["127.0.0.1"], clock=SystemClock())
         context = Context(resolver, offload, InboundPolicy())
-        arrival = Arrival(Envelope("", ()), Peer(), b"", authserv_id="mx")
+        arrival = Arrival(Peer(), Envelope("", ()), b"", (), NOW, "mx", "mx")
         check = Check("broken", lambda _: True, broken)
         return await policy.evaluate(arrival, context, [[check]])
 
     assert asyncio.run(run()).action is Action.DEFER
-
-
-def test_judge_fills_in_and_raises(knot: Knot) -> None:
-    async def run() -> Verdict:
-        clock = SystemClock()
-        resolver = CachingResolver([knot.server], clock=clock)
-        context = Context(resolver, offload, InboundPolicy())
-        asked = Judge(context, clock, "mx.example.org")
-        good = message("none.test")
-        bad = message("reject.test")
-        peer = Peer("192.0.2.66", helo="x.test")
-        arrival = Arrival(Envelope("a@plain.test", ()), peer, good)
-        verdict = await asked(arrival)
-        with pytest.raises(MailError) as refusal:
-            await asked(dataclasses.replace(arrival, message=bad))
-        assert refusal.value.kind is Kind.POLICY
-        assert "p=reject" in refusal.value.text
-        return verdict
-
-    verdict = asyncio.run(run())
-    assert verdict.header.startswith(b"Authentication-Results: mx.example.org;")
-    assert b"header.from=none.test" in verdict.header
