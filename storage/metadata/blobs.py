@@ -61,7 +61,7 @@ ADD_UPLOAD = Sql(
 UPLOADED = Sql(
     select(func.count(), func.coalesce(func.sum(_b.size), 0))
     .select_from(BLOB_OWNER.join(BLOB, _o.hash == _b.hash))
-    .where(_o.account_id == p("a"), _o.expires > p("now"))
+    .where(_o.account_id == p("a"), _o.expires > 0, _o.expires > p("now"))
 )
 EXPIRED = Sql(
     select(_o.hash, _o.account_id, _o.kind, _o.owner_id)
@@ -79,6 +79,7 @@ DROP_OWNER = Sql(
 _owned = exists().where(_o.hash == _b.hash).correlate(BLOB)
 OWNED = Sql(select(*_ref).where(_b.hash == p("hash"), _owned))
 PLACED = Sql(select(*_ref).where(_b.hash == p("hash")))
+LISTED = Sql(select(*_ref).where(_b.hash > p("after")).order_by(_b.hash).limit(p("n")))
 UNOWNED = Sql(
     select(*_ref).where(_b.hash > p("after"), ~_owned).order_by(_b.hash).limit(p("n"))
 )
@@ -170,6 +171,13 @@ def placed_blobs(tx: Tx, _: int, hashes: Sequence[bytes]) -> dict[bytes, BlobRef
     again by the next message with the same content, so its bytes must stay."""
     rows = (tx.one(PLACED, {"hash": blob_hash}) for blob_hash in hashes)
     return {row[0]: BlobRef(*row) for row in rows if row is not None}
+
+
+def list_blobs(tx: Tx, _: int, args: tuple[bytes, int]) -> tuple[BlobRef, ...]:
+    """Return all blobs in order of hash: (after, limit)."""
+    after, limit = args
+    rows = tx.all(LISTED, {"after": after, "n": limit})
+    return tuple(BlobRef(*row) for row in rows)
 
 
 def unowned_blobs(tx: Tx, _: int, args: tuple[bytes, int]) -> tuple[BlobRef, ...]:

@@ -7,12 +7,12 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import zstandard
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy import create_engine
+from sqlalchemy.pool import StaticPool
 
 from storage.metadata.deliver import add_email, prepare_account
 from storage.metadata.sqlite import SqliteTx
-from storage.metadata.tables import SHARD
+from storage.metadata.tables import create_all
 from storage.model import Added, AddEmail, BlobRef, Flags, NewAccount, NewEmail
 
 if TYPE_CHECKING:
@@ -65,11 +65,12 @@ class Shard:
 
 def make_tables(connection: sqlite3.Connection) -> None:
     """Create the tables and indexes of a shard."""
-    dialect = sqlite.dialect()
-    for table in SHARD.sorted_tables:
-        connection.execute(str(CreateTable(table).compile(dialect=dialect)))
-        for index in table.indexes:
-            connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
+    engine = create_engine(
+        "sqlite://", creator=lambda: connection, poolclass=StaticPool
+    )
+    with engine.connect() as made:
+        create_all(made)
+        made.commit()
 
 
 def blob_ref(content: bytes) -> BlobRef:
