@@ -82,7 +82,7 @@ class Deliver:
     ) -> None:
         self._store = store
         self._acceptances = acceptances
-        self._queue = acceptances.queue
+        self.queue = acceptances.queue
         self._give_up = give_up
         self._directory = directory
         self._changes = changes
@@ -120,13 +120,13 @@ class Deliver:
     async def place(self, order: Order) -> Placed:
         """Deliver; durable for every target when it returns.  MailError otherwise."""
         if order.send_at:
-            return Placed({}, await self._queue.enqueue(self._queued(order)))
+            return Placed({}, await self.queue.enqueue(self._queued(order)))
         groups = self._by_shard(order.plan.local)
         if len(groups) + bool(order.plan.remote) > 1:
             return await self._place_several(order, groups)
         if groups:
             return Placed(dict(await self._apply(order, order.plan.local)))
-        return Placed({}, await self._queue.enqueue(self._queued(order)))
+        return Placed({}, await self.queue.enqueue(self._queued(order)))
 
     def _by_shard(
         self, local: Sequence[tuple[int, str]]
@@ -177,7 +177,7 @@ class Deliver:
             queued=self._queued(order) if order.plan.remote else None,
         )
         with self._acceptances.applying(order.acceptance):
-            queue_id = await self._queue.accept(acceptance)
+            queue_id = await self.queue.accept(acceptance)
             done = await asyncio.gather(
                 *(self._apply_part(order, *part) for part in parts.items())
             )

@@ -7,7 +7,6 @@ when nobody does.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -21,6 +20,7 @@ from mailserverd.services import access as access_check
 from mailserverd.services import trace
 from mailserverd.services.deliver import Order, Placed
 from mailserverd.services.facts import Facts, read_facts
+from mailserverd.services.notices import Notices
 from mailserverd.services.policy import Action, Arrival, Verdict, evaluate
 from mailserverd.services.spool import Spool
 from storage.metadata.deliver import add_email, quota
@@ -84,6 +84,7 @@ class Receive:
         self.kernel = kernel
         self.deliver = deliver
         self.policy = policy
+        self.notices = Notices(self)
 
     async def open(
         self,
@@ -263,6 +264,10 @@ class Incoming(_Spooling):
                 origin="dsn" if relay else "forward",
             )
         )
+        if any("SUCCESS" in r.notify for r in envelope.recipients):
+            local = [r for account, r in plan.local if account in placed.added]
+            known = head + raw[skip : header.end]
+            self._receive.notices.delivered(envelope, local, message_id, known)
         log.info(
             "message-accepted",
             message=message_id,
@@ -348,7 +353,7 @@ def acceptance_of(key: bytes) -> bytes:
 
 def name_of(acceptance: bytes) -> str:
     """Return the name of a delivery, as Received and the logs show it."""
-    return base64.b32encode(acceptance[:10]).decode().lower()
+    return acceptance[:10].hex()
 
 
 def _receipt(name: str, size: int, placed: Placed) -> Receipt:

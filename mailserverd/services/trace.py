@@ -7,6 +7,7 @@ Authentication-Results in our name).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -79,14 +80,21 @@ def without_return_path(head: bytes) -> int:
     return head.find(b"\r\n") + 2
 
 
-def received(peer: Peer, *, hostname: str, message_id: str, now: float) -> bytes:
+def received(
+    peer: Peer,
+    *,
+    hostname: str,
+    message_id: str,
+    now: float,
+    authenticated: bool = False,
+) -> bytes:
     """Return the Received field (RFC 5321 section 4.4).
 
     It names no recipient: one blob serves all of them.  Who submitted a message is
     not told by address: that is nobody's business but ours.
     """
     protocol = peer.protocol
-    if protocol.endswith("A"):
+    if authenticated:
         source = f"from {hostname} (authenticated submission)"
     else:
         source = f"from {_helo(peer)} ({_address(peer)})"
@@ -94,9 +102,14 @@ def received(peer: Peer, *, hostname: str, message_id: str, now: float) -> bytes
     lines = (
         f"Received: {source}",
         f"by {hostname} (mailserverd) with {protocol}{tls}",
-        f"id {message_id}; {format_date(now)}",
+        f"id {message_id}; {_date(int(now))}",
     )
     return "\r\n\t".join(lines).encode() + b"\r\n"
+
+
+@functools.lru_cache(maxsize=4)
+def _date(now: int) -> str:
+    return format_date(now)
 
 
 def _helo(peer: Peer) -> str:

@@ -145,7 +145,7 @@ class Frame(smtp.SMTP):
         transport.write_eof()
         self._stopping = False
         end = self.loop.time() + LINGER
-        while not self._eof and (left := end - self.loop.time()) > 0:
+        while not self.ended and (left := end - self.loop.time()) > 0:
             self.conn = ServerConnection()
             self._pause(pause=False)
             await self._wait(left)
@@ -216,6 +216,11 @@ class Frame(smtp.SMTP):
         """The client's IP address; an IPv4 one in its own form."""
         address = str(self.peer[0]) if self.peer else ""
         return address.removeprefix("::ffff:")
+
+    @property
+    def ended(self) -> bool:
+        """True when the peer sends no more."""
+        return self._eof
 
     def stop(self) -> None:
         """End the session when it next waits between transactions."""

@@ -9,7 +9,7 @@ import dataclasses
 import ipaddress
 from typing import TYPE_CHECKING
 
-from mailserverd.core.metrics import CONNECTIONS
+from mailserverd.core.metrics import CONNECTIONS, DURATION, REQUESTS
 from protocols.smtp import replies
 from protocols.smtp.session import Session
 from protocols.smtp.settings import Kind
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from mailserverd.services.receive import Receive
-    from mailserverd.services.submission import Submission
+    from prometheus_client import Counter
 
     from auth.people.authenticate import Authenticator
+    from mailserverd.services.receive import Receive
+    from mailserverd.services.submission import Submission
     from protocols.smtp.settings import SmtpSettings
     from protocols.smtp.wire.reply import Reply
 
@@ -61,10 +62,19 @@ class SmtpServer:
         self._stopping = False
         self._empty = asyncio.Event()
         self._gauge = CONNECTIONS.labels(kind.value)
+        self._counters: dict[str, Counter] = {}
+        self.duration = DURATION.labels(kind.value)
 
     def __call__(self) -> Session:
         """Return the protocol object of a new connection."""
         return Session(self)
+
+    def count(self, verb: str) -> None:
+        """Count a command (a verb of ours, or "unknown")."""
+        counter = self._counters.get(verb)
+        if counter is None:
+            counter = self._counters[verb] = REQUESTS.labels(self.kind.value, verb)
+        counter.inc()
 
     @property
     def connections(self) -> int:

@@ -13,7 +13,7 @@ from auth.people import sasl
 from mailserverd.core.errors import Kind as ErrorKind
 from mailserverd.core.errors import MailError
 from mailserverd.core.log import get_logger
-from mailserverd.core.metrics import DURATION, ERRORS, REQUESTS
+from mailserverd.core.metrics import ERRORS
 from mailserverd.core.types import Access, Peer, Recipient
 from protocols.smtp import ext, login, replies
 from protocols.smtp.conn import BadLine, Content, Line
@@ -106,9 +106,9 @@ class Session(Frame):
         command = parse_command(line)
         method = self._smtp_methods.get(command.verb)
         if method is None or not self._speaks(command.verb):
-            REQUESTS.labels(self.server.kind.value, "unknown").inc()
+            self.server.count("unknown")
             raise CommandError(*replies.UNKNOWN)
-        REQUESTS.labels(self.server.kind.value, command.verb).inc()
+        self.server.count(command.verb)
         if command.verb != "BDAT":  # which must be read over even when out of order
             self.conn.check(command.verb)
         await method(command.argument)
@@ -374,7 +374,7 @@ class Session(Frame):
             reply = await self._store(incoming, transaction)
         self.transaction = None
         self.conn.end_message()
-        DURATION.labels(self.server.kind.value).observe(time.monotonic() - started)
+        self.server.duration.observe(time.monotonic() - started)
         answer = reply or replies.INTERNAL_ERROR
         if self.server.kind is Kind.LMTP:
             # One acceptance stores it for all or for none (RFC 2033 section 4.2).

@@ -46,6 +46,13 @@ class Reply(NamedTuple):
 
     def encode(self, *, utf8: bool = False) -> bytes:
         """Return the wire form; text outside ASCII only where ``utf8`` was agreed."""
+        text = self.text
+        if text.isascii() and text.isprintable() and len(text) <= MAX_TEXT:
+            enhanced = f" {self.enhanced}" if self.enhanced else ""
+            return f"{self.code}{enhanced} {text}\r\n".encode()
+        return self._encode_slowly(utf8=utf8)
+
+    def _encode_slowly(self, *, utf8: bool) -> bytes:
         head = f" {self.enhanced} " if self.enhanced else " "
         lines = self.text.split("\n")
         charset = "utf-8" if utf8 else "ascii"

@@ -1,0 +1,266 @@
+"""THE way out: whose message it is, what it lacks, our signature, then the queue.
+
+SMTP submission, EmailSubmission/set and ``/v1`` all end here.  RFC 6409.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from auth.mail.results import without_forged
+from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.log import get_logger
+from mailserverd.core.names import a_labels
+from mailserverd.core.types import Peer
+from mailserverd.mail.compose import complete, from_addresses, strip_headers
+from mailserverd.services import access as access_check
+from mailserverd.services import trace
+from mailserverd.services.deliver import Order
+from mailserverd.services.facts import read_facts
+from mailserverd.services.receive import Receipt, acceptance_of, name_of
+from mailserverd.services.signing import signatures
+from mailserverd.services.spool import Spool
+from storage.queue import Selection, State
+
+if TYPE_CHECKING:
+    from auth.people.directory import DkimKey
+    from mailserverd.core.types import Access, Envelope
+    from mailserverd.services.receive import Receive
+
+API = Peer(protocol="JMAP")  # of messages that did not come by SMTP
+STATES = {
+    State.QUEUED: "queued",
+    State.LEASED: "queued",
+    State.HELD: "held",
+    State.DELIVERED: "delivered",
+    State.FAILED: "failed",
+    State.CANCELLED: "canceled",
+}
+log = get_logger("submission")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SubmissionLimits:
+    """Bounds of one submitted message, in octets and recipients."""
+
+    max_size: int = 50 * 1024 * 1024
+    max_recipients: int = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Submitted:
+    """What left: ``queue_id`` is "" when every recipient was local.
+
+    ``delivered`` are the envelope recipients whose mailboxes hold it already.
+    """
+
+    queue_id: str
+    message: bytes  # as sent
+    delivered: tuple[str, ...] = ()
+    name: str = ""  # in Received and the logs
+
+
+class Submission:
+    """Takes messages of people who logged in."""
+
+    def __init__(
+        self, receive: Receive, limits: SubmissionLimits = SubmissionLimits()
+    ) -> None:
+        self._receive = receive
+        self._kernel = receive.kernel
+        self._deliver = receive.deliver
+        self._limits = limits
+
+    # --- for sessions ---------------------------------------------------------
+
+    async def check_sender(self, access: Access, address: str) -> None:
+        """Raise SENDER_REFUSED unless the account may send as this address.
+
+        The null sender is allowed: notifications of mail clients use it, and the
+        header still names who sends.
+        """
+        access_check.check(access)
+        directory = self._kernel.directory
+        if address and not await directory.may_send_as(access.account, address):
+            raise MailError(
+                Kind.SENDER_REFUSED, f"{address} is not an address of yours"
+            )
+
+    async def check_recipient(self, address: str, *, size: int = 0) -> None:
+        """Raise what ``Receive.check_recipient`` does, for local addresses."""
+        domain = address.rpartition("@")[2]
+        if "@" not in address or await self._kernel.directory.is_local(domain):
+            await self._receive.check_recipient(address, size=size)
+
+    async def open(self, access: Access, envelope: Envelope, peer: Peer) -> Outgoing:
+        """Begin a message that a client sends in chunks."""
+        access_check.check(access)
+        return Outgoing(self, access, envelope, peer)
+
+    def spool(self) -> Spool:
+        """Return an empty spool."""
+        return Spool(self._kernel.offload, self._kernel.spool)
+
+    # --- submitting -----------------------------------------------------------
+
+    async def submit(
+        self,
+        access: Access,
+        envelope: Envelope,
+        message: bytes,
+        *,
+        key: bytes = b"",
+        peer: Peer | None = None,
+        send_at: float | None = None,
+    ) -> Submitted:
+        """Send a message for good; SENDER_REFUSED, INVALID, TOO_LARGE, LIMIT.
+
+        With a ``key`` it is sent once, however often it is submitted.  Before
+        ``send_at`` (seconds since the epoch) nothing leaves, and it can be cancelled.
+        """
+        await self._check(access, envelope, message)
+        clock = self._kernel.clock
+        acceptance = acceptance_of(key)
+        name = name_of(acceptance)
+        signed = await self._finished(message, peer or API, name)
+        head = trace.return_path(envelope.reverse_path)
+        facts = await read_facts(head + signed, self._kernel.offload)
+        plan = await self._deliver.plan(envelope.recipients, relay=True)
+        blob = await self._kernel.blobs.put((head, signed))
+        later = int(send_at) if send_at and send_at > clock.now() else 0
+        placed = await self._deliver.place(
+            Order(
+                acceptance=acceptance,
+                email=facts.email(blob),
+                envelope=envelope,
+                plan=plan,
+                received_at=int(clock.now()),
+                account=access.account,
+                send_at=later,
+                origin="submission",
+            )
+        )
+        log.info(
+            "message-submitted",
+            message=name,
+            account=access.account,
+            sender=envelope.reverse_path,
+            recipients=len(envelope.recipients),
+            size=len(signed),
+            message_id=facts.parsed.message_id,
+            queue=placed.queue_id,
+        )
+        delivered = tuple(r for a, r in plan.local if a in placed.added)
+        self._receive.notices.delivered(envelope, delivered, name, signed)
+        return Submitted(placed.queue_id, signed, delivered, name)
+
+    async def _check(self, access: Access, envelope: Envelope, message: bytes) -> None:
+        await self.check_sender(access, envelope.reverse_path)
+        if len(message) > self._limits.max_size:
+            raise MailError(Kind.TOO_LARGE, "message is too large")
+        if not envelope.recipients:
+            raise MailError(Kind.INVALID, "a message needs a recipient")
+        if len(envelope.recipients) > self._limits.max_recipients:
+            raise MailError(Kind.LIMIT, "too many recipients")
+        for address in from_addresses(message):
+            if not await self._kernel.directory.may_send_as(access.account, address):
+                raise MailError(
+                    Kind.SENDER_REFUSED,
+                    f"{address} in From or Sender is not an address of yours",
+                )
+
+    async def _finished(self, message: bytes, peer: Peer, name: str) -> bytes:
+        """Return the message as it leaves: completed, traced and signed."""
+        kernel = self._kernel
+        now = kernel.clock.now()
+        keys, domain = await self._keys(message)
+        received = trace.received(
+            peer, hostname=kernel.hostname, message_id=name, now=now, authenticated=True
+        )
+        job = _Job(message, now, kernel.hostname, domain, keys)
+        signature, completed = await kernel.offload(_complete_and_sign, job)
+        return b"".join((signature, received, completed))
+
+    async def _keys(self, message: bytes) -> tuple[tuple[DkimKey, ...], str]:
+        """Return the keys of the author's domain: what DMARC will look at."""
+        authors = from_addresses(message)
+        domain = a_labels(authors[0].rpartition("@")[2]) if authors else None
+        if domain is None:
+            return (), ""
+        return await self._kernel.directory.dkim_keys(domain), domain
+
+    # --- afterwards -----------------------------------------------------------
+
+    async def status(self, queue_id: str) -> dict[str, tuple[str, str, int]]:
+        """Return (state, last reply, time) by recipient; NOT_FOUND.
+
+        States: queued held delivered failed canceled.
+        """
+        entry = await self._deliver.queue.show(queue_id)
+        return {
+            one.address: (STATES[one.state], one.reply, one.updated)
+            for one in entry.recipients
+        }
+
+    async def cancel(self, queue_id: str) -> bool:
+        """Stop what has not left; True when nothing of the message has or will."""
+        entry = await self._deliver.queue.show(queue_id)
+        cancelled, in_flight = await self._deliver.queue.cancel(Selection(queue_id))
+        return not in_flight and cancelled == len(entry.recipients)
+
+
+class Outgoing:
+    """A submitted message on its way in."""
+
+    def __init__(
+        self, submission: Submission, access: Access, envelope: Envelope, peer: Peer
+    ) -> None:
+        self._submission = submission
+        self._access = access
+        self._envelope = envelope
+        self._peer = peer
+        self._spool = submission.spool()
+
+    async def write(self, chunk: bytes) -> None:
+        """Take octets."""
+        await self._spool.write(chunk)
+
+    async def finish(self) -> Receipt:
+        """Submit; MailError as ``Submission.submit``."""
+        try:
+            raw = await self._spool.content()
+            message = raw if isinstance(raw, bytes) else raw[:]
+        finally:
+            self.abort()
+        submitted = await self._submission.submit(
+            self._access, self._envelope, message, peer=self._peer
+        )
+        queued = (submitted.queue_id,) if submitted.queue_id else ()
+        return Receipt(submitted.name, len(submitted.message), None, queued)
+
+    def abort(self) -> None:
+        """Forget what was written."""
+        self._spool.close()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Job:
+    """What ``_complete_and_sign`` works on, in a thread."""
+
+    message: bytes
+    now: float
+    hostname: str
+    domain: str
+    keys: tuple[DkimKey, ...]
+
+
+def _complete_and_sign(job: _Job) -> tuple[bytes, bytes]:
+    """Return (signatures, completed message); INVALID."""
+    try:
+        completed = complete(job.message, job.now, job.hostname)
+    except ValueError as error:
+        raise MailError(Kind.INVALID, str(error)) from None
+    completed = strip_headers(completed, lambda name, _: name == "return-path")
+    completed = without_forged(completed, job.hostname)
+    return signatures(completed, job.domain, job.keys, job.now), completed
