@@ -27,6 +27,8 @@ from protocols.imap.wire.errors import WireError
 from protocols.imap.wire.reader import AUTHENTICATED, Append, Command, Malformed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from protocols.imap import extension
     from protocols.imap.channel import Transport
     from protocols.imap.extension import Registry
@@ -41,7 +43,15 @@ DURATION = metrics.DURATION.labels("imap")
 class Session:
     """One connection; ``run`` is its task."""
 
-    __slots__ = ("_bye", "_context", "_errors", "_since", "channel", "services")
+    __slots__ = (
+        "_bye",
+        "_context",
+        "_errors",
+        "_since",
+        "channel",
+        "on_end",
+        "services",
+    )
 
     def __init__(
         self,
@@ -57,6 +67,7 @@ class Session:
         self._errors = 0  # BAD answers in a row
         self._since = services.clock.monotonic()  # last command, or the start
         self._bye = b""  # what ``end`` wants said
+        self.on_end: Callable[[Session], None] = _nothing
 
     async def run(self) -> None:
         """Serve the connection until it ends; never raises."""
@@ -92,6 +103,7 @@ class Session:
                 del context.sessions[account]
         context.state = State.LOGOUT
         self.channel.transport.close()
+        self.on_end(self)
 
     def _say_bye(self, text: str, code: str = "") -> None:
         prefix = b"[%b] " % code.encode("ascii") if code else b""
@@ -245,3 +257,7 @@ class Session:
         if self._errors > (settings.pre_auth_errors if before else settings.errors):
             self._say_bye("too many errors")
             raise ConnectionLostError
+
+
+def _nothing(_: Session) -> None:
+    """Nobody waits for the end."""

@@ -224,6 +224,19 @@ class Views:
         finally:
             watch.task = None
 
+    async def poll(self) -> None:
+        """Refresh what idling sessions look at, as if there had been hints."""
+        for watch in tuple(self._watches.values()):
+            for held in tuple(watch.held.values()):
+                if any(s.listener is not None for s in held.view.selections):
+                    await self._poll_one(held)
+
+    async def _poll_one(self, held: _Held) -> None:
+        try:
+            await self._follow_one(held)
+        except MailError as error:
+            log.warning("poll-failed", error=str(error))
+
     async def _really_behind(self, behind: list[_Held]) -> list[_Held]:
         """With several views, ask the list of mailboxes which of them changed."""
         if len(behind) == 1:
