@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mailserverd.core.ports import Clock
+    from storage.metadata.meta import Meta
     from storage.metadata.migrate import Migrated
     from storage.metadata.sqlite import SqliteDatabase
 
@@ -59,3 +60,9 @@ def migrate_database(url: str, kind: str, clock: Clock) -> Migrated:
     """Make an empty database or bring an older one to this schema (synchronous)."""
     done: Migrated = constructor("migrate", url)(path_of(url), kind, clock)
     return done
+
+
+def inspect_database(url: str) -> Meta:
+    """Read what a database says of itself, without taking it."""
+    meta: Meta = constructor("inspect", url)(path_of(url))
+    return meta

@@ -146,7 +146,8 @@ def table(title: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         shown.add_column(name, overflow="fold")
     for row in rows:
         shown.add_row(*(str(cell) for cell in row))
-    Console(soft_wrap=not sys.stdout.isatty()).print(shown)
+    width = None if sys.stdout.isatty() else 4096
+    Console(width=width).print(shown)
 
 
 def interruptible(function: F) -> F:

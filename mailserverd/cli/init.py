@@ -161,7 +161,7 @@ async def _fill(
     def quiet(_state: dict[str, Any]) -> None:
         return None
 
-    async with offline(settings) as handler:
+    async with offline(settings, make=True) as handler:
         for domain in domains:
             await handler("domain.add", {"domain": domain}, quiet)
         for account in accounts:

@@ -64,6 +64,15 @@ class Certificates:
         self._stamps = self._modified()
         self._twisted, self._stdlib, self._default = twisted, stdlib, default
 
+    def replace(self, pairs: Sequence[Pair]) -> None:
+        """Read other files from now on; CertificateError leaves all as it was."""
+        before, self._pairs = self._pairs, tuple(pairs)
+        try:
+            self.load()
+        except CertificateError:
+            self._pairs = before
+            raise
+
     def reload_if_changed(self) -> bool:
         """Re-read when a file changed; a faulty new file is logged, the old stays."""
         if self._modified() == self._stamps:
@@ -118,8 +127,7 @@ class Certificates:
 
     def _choose_twisted(self, connection: SSL.Connection) -> None:
         name = (connection.get_servername() or b"").decode("ascii", "replace")
-        if (context := _match(self._twisted, name)) is not None:
-            connection.set_context(context)
+        connection.set_context(_match(self._twisted, name) or self.getContext())
 
     def _for_stdlib(self, pair: Pair) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -131,8 +139,8 @@ class Certificates:
         return context
 
     def _choose_stdlib(self, connection: Any, name: str | None, _: Any) -> None:
-        if (context := _match(self._stdlib, name or "")) is not None:
-            connection.context = context
+        # Called without SNI too: a listener made before a reload serves what is new.
+        connection.context = _match(self._stdlib, name or "") or self.stdlib
 
 
 def _names(certificate: x509.Certificate) -> list[str]:

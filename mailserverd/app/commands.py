@@ -1,0 +1,196 @@
+"""What the command line may ask of a daemon, or of the data: names -> functions."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from mailserverd.app.stores import databases
+from mailserverd.core.errors import Kind, MailError
+from storage.engines import inspect_database, migrate_database, path_of
+from storage.metadata.meta import SCHEMAS
+from storage.queue import Entry, Page, Selection, State
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mailserverd.app.graph import Graph
+    from mailserverd.core.ports import Clock
+    from mailserverd.settings import Settings
+
+    Progress = Callable[[dict[str, Any]], None]
+
+PAGE = 500  # messages read at once
+
+
+class Commands:
+    """Dispatches commands to services; every result is plain data."""
+
+    def __init__(self, settings: Settings, graph: Graph) -> None:
+        self._settings = settings
+        self._graph = graph
+        self._progress: Progress | None = None
+        self._known: dict[str, Callable[..., Awaitable[Any]]] = {
+            **graph.accounts.commands(),
+            "queue.list": self._queue_list,
+            "queue.show": self._queue_show,
+            "queue.retry": self._queue_retry,
+            "queue.hold": self._queue_hold,
+            "queue.release": self._queue_release,
+            "queue.cancel": self._queue_cancel,
+            "storage.status": self._status,
+            "storage.collect": self._collect,
+        }
+
+    async def run(self, command: str, args: dict[str, Any], progress: Progress) -> Any:
+        """Run one command; INVALID for unknown ones or wrong arguments."""
+        if command == "storage.check":
+            return await self._graph.upkeep.check(progress)
+        if command == "storage.migrate":
+            raise MailError(
+                Kind.UNAVAILABLE, "stop the daemon first: it holds the databases"
+            )
+        known = self._known.get(command)
+        if known is None:
+            raise MailError(Kind.INVALID, f"unknown command {command}")
+        try:
+            return await known(**args)
+        except TypeError as error:
+            raise MailError(Kind.INVALID, f"{command}: {error}") from error
+
+    # --- queue ----------------------------------------------------------------
+
+    async def _queue_list(self, domain: str = "") -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        while page := await self._graph.queue.list(
+            Page(rows[-1]["id"] if rows else "", PAGE, domain)
+        ):
+            rows += [_entry(entry) for entry in page]
+        return rows
+
+    async def _queue_show(self, id: str) -> dict[str, Any]:
+        return _entry(await self._graph.queue.show(id))
+
+    async def _queue_retry(self, **which: Any) -> dict[str, Any]:
+        return await self._act(self._graph.queue.retry, **which)
+
+    async def _queue_hold(self, **which: Any) -> dict[str, Any]:
+        return await self._act(self._graph.queue.hold, **which)
+
+    async def _queue_release(self, **which: Any) -> dict[str, Any]:
+        return await self._act(self._graph.queue.release, **which)
+
+    async def _queue_cancel(self, **which: Any) -> dict[str, Any]:
+        async def cancel(selection: Selection) -> int:
+            done, _in_flight = await self._graph.queue.cancel(selection)
+            return done
+
+        return await self._act(cancel, **which)
+
+    async def _act(
+        self,
+        action: Callable[[Selection], Awaitable[int]],
+        *,
+        id: str = "",
+        domain: str = "",
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        if bool(id) == bool(domain):
+            raise MailError(Kind.INVALID, "name an id, all, or a domain")
+        selection = Selection("" if id == "all" else id, domain)
+        if dry_run:
+            if selection.queue_id:
+                await self._graph.queue.show(selection.queue_id)
+                return {"count": 1, "dry_run": True}
+            return {"count": len(await self._queue_list(domain)), "dry_run": True}
+        return {"count": await action(selection), "dry_run": False}
+
+    # --- storage --------------------------------------------------------------
+
+    async def _status(self) -> list[dict[str, Any]]:
+        return await status(self._settings, self._graph)
+
+    async def _collect(self) -> dict[str, Any]:
+        import dataclasses  # noqa: PLC0415 - one use
+
+        return dataclasses.asdict(await self._graph.collector.run())
+
+
+def migrate(
+    settings: Settings, clock: Clock, *, dry_run: bool = False
+) -> list[dict[str, Any]]:
+    """Make or upgrade every schema; returns {name, before, after} per database."""
+    rows = []
+    for name, kind, url in databases(settings):
+        path = path_of(url)
+        if dry_run:
+            before = inspect_database(url).schema
+        else:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True, mode=0o700)
+            before = migrate_database(url, kind, clock).before
+        rows.append({"name": name, "before": before, "after": SCHEMAS[kind]})
+    return rows
+
+
+async def status(
+    settings: Settings, graph: Graph | None = None
+) -> list[dict[str, Any]]:
+    """Return what is known of every database and of the blobs."""
+    counts: dict[int, int] = {}
+    if graph is not None:
+        for row in await graph.accounts.account_list():
+            counts[row["shard"]] = counts.get(row["shard"], 0) + 1
+    rows = []
+    for name, kind, url in databases(settings):
+        row: dict[str, Any] = {"name": name, "url": url, "problem": ""}
+        try:
+            row["schema"] = inspect_database(url).schema
+            row["size"] = sum(map(_size, (path_of(url), path_of(url) + "-wal")))
+        except MailError as error:
+            row["problem"] = error.text
+        if row.get("schema", SCHEMAS[kind]) != SCHEMAS[kind]:
+            row["problem"] = "run: mailserverd storage migrate"
+        if kind == "shard":
+            row["accounts"] = counts.get(int(name.rpartition("-")[2]), 0)
+        rows.append(row)
+    url = settings.storage.blobs
+    rows.append({"name": "blobs", "url": url, "size": _tree_size(path_of(url))})
+    return rows
+
+
+def _tree_size(base: str) -> int:
+    if not os.path.isdir(base):
+        return 0
+    return sum(_size(entry.path) for entry in os.scandir(base))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    message = entry.message
+    return {
+        "id": message.queue_id,
+        "sender": message.reverse_path,
+        "size": message.blob.size,
+        "created": message.created,
+        "expires": message.expires,
+        "message_id": message.message_id,
+        "origin": message.origin,
+        "recipients": [
+            {
+                "address": to.address,
+                "state": State(to.state).name.lower(),
+                "attempts": to.attempts,
+                "next_attempt": to.due,
+                "reply": to.reply,
+                "status": to.status,
+                "mta": to.mta,
+            }
+            for to in entry.recipients
+        ],
+    }

@@ -1,0 +1,200 @@
+"""The listening side: one protocol factory per kind, open listeners, reload, drain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from mailserverd.core.log import get_logger
+from mailserverd.net import listeners
+from mailserverd.net.http import FrontSettings, HttpFactory, MetricsSite
+from mailserverd.net.imap import ImapServer
+from mailserverd.net.tls import Certificates, Pair
+from protocols.imap.services import ImapServices, ImapSettings
+from protocols.jmap.services import Services as JmapServices
+from protocols.jmap.services import Settings as JmapSettings
+from protocols.jmap.site import JmapSite
+from protocols.smtp.server import Services as SmtpServices
+from protocols.smtp.server import SmtpServer
+from protocols.smtp.settings import Kind, SmtpSettings
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable
+
+    from mailserverd.app.graph import Graph
+    from mailserverd.settings import Listener, Settings
+
+    Check = Callable[[], Awaitable[str]]
+
+log = get_logger("net")
+SMTP_KINDS = {"smtp": Kind.MX, "submission": Kind.SUBMISSION}
+
+
+class Fronts:
+    """Everything that listens; ``apply`` opens, closes and adjusts it."""
+
+    def __init__(self, graph: Graph, settings: Settings, reactor: Any) -> None:
+        self._graph = graph
+        self._reactor = reactor
+        self._open: dict[Listener, listeners.Listener] = {}
+        self.settings = settings
+        self.certificates = _certificates(settings)
+        tls = self._stdlib_tls if self.certificates else None
+        services = SmtpServices(graph.receive, graph.submission, graph.authenticator)
+        self._smtp = {
+            name: SmtpServer(kind, smtp_settings(settings), services, tls=tls)
+            for name, kind in SMTP_KINDS.items()
+        }
+        self._imap = ImapServer(imap_services(graph, settings))
+        self._http = HttpFactory(
+            JmapSite(jmap_services(graph, settings)), front_settings(settings)
+        )
+        self._metrics = HttpFactory(MetricsSite(graph.checks()), FrontSettings())
+
+    def _stdlib_tls(self) -> ssl.SSLContext:
+        assert self.certificates is not None
+        return self.certificates.stdlib
+
+    async def open(self, settings: Settings) -> None:
+        """Open what is configured and not open; ListenError names what failed."""
+        for one in settings.listener:
+            if one not in self._open:
+                self._open[one] = await self._listen(one)
+
+    async def apply(self, settings: Settings) -> None:
+        """Take over new settings: listeners, limits, certificates; connections stay.
+
+        Raises CertificateError or ListenError with everything as it was.
+        """
+        if self.certificates is not None and settings.certificate:
+            self.certificates.replace(pairs(settings))
+        for one in [one for one in self._open if one not in settings.listener]:
+            await _stop(self._open.pop(one))
+        await self.open(settings)
+        self.settings = settings
+        for server in self._smtp.values():
+            server.settings = smtp_settings(settings)
+        self._imap.settings = imap_settings(settings)
+        self._http.settings = front_settings(settings)
+        self._graph.apply(settings)
+
+    async def _listen(self, one: Listener) -> listeners.Listener:
+        stops: list[Callable[[], Any]] = []
+        implicit = self.certificates if one.tls == "implicit" else None
+        for sock in listeners.sockets(one.address):
+            if one.protocol in self._smtp:
+                server = self._smtp[one.protocol]
+                context = implicit.stdlib if implicit else None
+                stops.append(await listeners.listen_asyncio(sock, server, context))
+            else:
+                factory = self._twisted_factory(one)
+                stops.append(
+                    listeners.listen_twisted(self._reactor, sock, factory, implicit)
+                )
+        log.info("listening", protocol=one.protocol, address=one.address, tls=one.tls)
+        return listeners.Listener(
+            one.protocol, one.address, lambda: [stop() for stop in stops]
+        )
+
+    def _twisted_factory(self, one: Listener) -> Any:
+        if one.protocol == "imap":
+            offered = self.certificates if one.tls == "starttls" else None
+            return self._imap.factory(offered)
+        return self._http if one.protocol == "http" else self._metrics
+
+    async def drain(self, seconds: float) -> None:
+        """Stop listening, let transactions end, close what is left."""
+        for one in self._open.values():
+            await _stop(one)
+        await asyncio.gather(
+            *(server.drain() for server in self._smtp.values()),
+            self._imap.shutdown(seconds),
+            self._http.shutdown(seconds),
+            self._metrics.shutdown(0),
+        )
+
+
+async def _stop(one: listeners.Listener) -> None:
+    one.stop()
+    await asyncio.sleep(0)  # the reactor closes the socket on its next turn
+    log.info("stopped-listening", protocol=one.protocol, address=one.address)
+
+
+def pairs(settings: Settings) -> list[Pair]:
+    """Return the configured certificates."""
+    return [Pair(c.certificate, c.key) for c in settings.certificate]
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    return Certificates(pairs(settings)) if settings.certificate else None
+
+
+def smtp_settings(settings: Settings) -> SmtpSettings:
+    """Return SMTP's part."""
+    return SmtpSettings(
+        settings.server.hostname,
+        max_message_size=settings.inbound.max_message_size,
+        max_recipients=settings.inbound.max_recipients,
+        max_connections=settings.limits.connections,
+        max_connections_per_address=settings.limits.connections_per_address,
+        max_commands_per_minute=settings.limits.command_rate,
+        drain_timeout=settings.server.drain,
+    )
+
+
+def imap_settings(settings: Settings) -> ImapSettings:
+    """Return IMAP's part."""
+    return ImapSettings(
+        plaintext_auth=settings.limits.plaintext_auth,
+        max_message_size=settings.inbound.max_message_size,
+        connections=settings.limits.connections,
+        connections_per_address=settings.limits.connections_per_address,
+    )
+
+
+def imap_services(graph: Graph, settings: Settings) -> ImapServices:
+    """Return what IMAP works with."""
+    return ImapServices(
+        mailboxes=graph.mailboxes,
+        messages=graph.messages,
+        search=graph.search,
+        receive=graph.receive,
+        authenticator=graph.authenticator,
+        changes=graph.changes,
+        clock=graph.clock,
+        offload=graph.offload,
+        settings=imap_settings(settings),
+    )
+
+
+def jmap_services(graph: Graph, settings: Settings) -> JmapServices:
+    """Return what JMAP works with."""
+    return JmapServices(
+        mailboxes=graph.mailboxes,
+        messages=graph.messages,
+        search=graph.search,
+        identities=graph.identities,
+        submissions=graph.submissions,
+        receive=graph.receive,
+        submission=graph.submission,
+        authenticator=graph.authenticator,
+        directory=graph.stores.directory,
+        changes=graph.changes,
+        offload=graph.offload,
+        clock=graph.clock,
+        settings=JmapSettings(
+            public_url=settings.server.public_url,
+            plaintext_auth=settings.limits.plaintext_auth,
+            allowed_origins=settings.limits.allowed_origins,
+        ),
+    )
+
+
+def front_settings(settings: Settings) -> FrontSettings:
+    """Return HTTP's part."""
+    return FrontSettings(
+        connections=settings.limits.connections,
+        connections_per_address=settings.limits.connections_per_address,
+        spool_dir=f"{settings.server.data_dir}/spool",
+    )

@@ -1,0 +1,173 @@
+"""The object graph above the stores: every service, built once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING
+
+from auth.people.authenticate import Authenticator
+from mailserverd.app.accounts import accounts, hasher
+from mailserverd.app.offload import ThreadOffload
+from mailserverd.net.dns import CachingResolver
+from mailserverd.services.acceptances import Acceptances
+from mailserverd.services.arrival import Context, InboundPolicy
+from mailserverd.services.changes import Changes
+from mailserverd.services.collector import Collector
+from mailserverd.services.deliver import Deliver
+from mailserverd.services.figures import watch_queue
+from mailserverd.services.identities import Identities
+from mailserverd.services.mailboxes import Mailboxes
+from mailserverd.services.messages import Messages
+from mailserverd.services.receive import Kernel, Receive
+from mailserverd.services.submission import Submission, SubmissionLimits
+from mailserverd.services.submissions import Submissions
+from mailserverd.services.upkeep import Upkeep
+from storage.bus.local import LocalBus
+from storage.metadata.queue import MailQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mailserverd.app.stores import Stores
+    from mailserverd.core.ports import Clock, Resolver
+    from mailserverd.services.accounts import Accounts
+    from mailserverd.settings import Settings
+
+THREADS = 4
+COLLECT_EVERY = 6 * 3600.0  # seconds between runs of the collector
+COLLECT_FIRST = 300.0  # seconds after the start
+
+
+@dataclasses.dataclass(slots=True)
+class Graph:
+    """All services over one set of stores."""
+
+    stores: Stores
+    clock: Clock
+    offload: ThreadOffload
+    resolver: CachingResolver
+    changes: Changes
+    accounts: Accounts
+    authenticator: Authenticator
+    mailboxes: Mailboxes
+    messages: Messages
+    identities: Identities
+    submissions: Submissions
+    search: Search
+    queue: MailQueue
+    acceptances: Acceptances
+    deliver: Deliver
+    receive: Receive
+    submission: Submission
+    collector: Collector
+    upkeep: Upkeep
+
+    async def recover(self) -> None:
+        """Finish what a crash left, before anything is served."""
+        await self.accounts.recover()
+        await self.queue.start()
+
+    def apply(self, settings: Settings) -> None:
+        """Take over new settings of policy and limits."""
+        self.receive.policy = policy(settings, self.resolver, self.offload)
+
+    def background(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """Return what runs beside the listeners, by name."""
+        return {
+            "directory": self.stores.directory.watch,
+            "acceptances": lambda: self.acceptances.run(self.deliver),
+            "figures": lambda: watch_queue(self.queue, self.clock),
+            "collector": self._collect,
+        }
+
+    async def _collect(self) -> None:
+        await asyncio.sleep(COLLECT_FIRST)
+        while True:
+            await self.collector.run()
+            await asyncio.sleep(COLLECT_EVERY)
+
+    def checks(self) -> dict[str, Callable[[], Awaitable[object]]]:
+        """Return what ``/readyz`` asks."""
+        return {
+            "directory": lambda: self.stores.directory.refresh(now=True),
+            "queue": self.queue.stats,
+        }
+
+    async def close(self) -> None:
+        """Finish notes of what was applied, end helpers."""
+        await self.acceptances.close()
+        await self.resolver.close()
+        self.offload.close()
+
+
+def policy(settings: Settings, resolver: Resolver, offload: ThreadOffload) -> Context:
+    """Return what arriving mail is judged with."""
+    inbound = settings.inbound
+    rules = InboundPolicy(
+        spf=inbound.spf,
+        dkim=inbound.dkim,
+        dmarc=inbound.dmarc,
+        iprev=inbound.iprev,
+        dnsbl=inbound.dnsbl,
+        spf_fail=inbound.spf_fail,
+        accept_temperror=inbound.accept_temperror,
+    )
+    return Context(resolver, offload, rules)
+
+
+def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
+    """Build every service."""
+    offload = ThreadOffload(THREADS, "offload")
+    resolver = CachingResolver(
+        settings.dns.servers, clock=clock, timeout=settings.dns.timeout
+    )
+    changes = Changes(LocalBus())
+    store, blobs = stores.shards, stores.blobs
+    messages = Messages(store, blobs, changes, clock)
+    queue = MailQueue(stores.queue_db)
+    acceptances = Acceptances(queue, blobs, clock, offload)
+    deliver = Deliver(
+        store, acceptances, stores.directory, changes, give_up=settings.outbound.give_up
+    )
+    kernel = Kernel(
+        store,
+        blobs,
+        stores.directory,
+        changes,
+        clock,
+        offload,
+        settings.server.hostname,
+        f"{settings.server.data_dir}/spool",
+    )
+    receive = Receive(kernel, deliver, policy(settings, resolver, offload))
+    limits = SubmissionLimits(
+        settings.inbound.max_message_size, settings.inbound.max_recipients
+    )
+
+    async def forget(account: int) -> None:
+        return None
+
+    return Graph(
+        stores=stores,
+        clock=clock,
+        offload=offload,
+        resolver=resolver,
+        changes=changes,
+        accounts=accounts(settings, stores, offload, clock, forget),
+        authenticator=Authenticator(
+            stores.directory, clock, offload, hasher=hasher(settings)
+        ),
+        mailboxes=Mailboxes(store, changes),
+        messages=messages,
+        identities=Identities(store, changes),
+        submissions=Submissions(store, changes),
+        search=None,
+        queue=queue,
+        acceptances=acceptances,
+        deliver=deliver,
+        receive=receive,
+        submission=Submission(receive, limits),
+        collector=Collector(stores.shard_dbs, queue, blobs, clock),
+        upkeep=Upkeep(stores.directory, store, blobs),
+    )

@@ -1,0 +1,53 @@
+"""Commands on the data itself, while no daemon runs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from mailserverd.app.commands import Commands, migrate, status
+from mailserverd.app.graph import build
+from mailserverd.app.stores import data_lock, make_missing, open_stores
+from mailserverd.core import log
+from mailserverd.core.ports import SystemClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from mailserverd.settings import Settings
+
+    Handler = Callable[
+        [str, dict[str, Any], Callable[[dict[str, Any]], None]], Awaitable[Any]
+    ]
+
+
+@contextlib.asynccontextmanager
+async def offline(settings: Settings, *, make: bool = False) -> AsyncIterator[Handler]:
+    """Take the data directory's lock, open what a command needs, close it after.
+
+    With ``make`` databases that do not exist are made (``init``).
+    """
+    clock = SystemClock()
+    log.configure("warning", "text")
+    with data_lock(settings):
+        if make:
+            make_missing(settings, clock)
+
+        async def handle(
+            command: str,
+            args: dict[str, Any],
+            progress: Callable[[dict[str, Any]], None],
+        ) -> Any:
+            # These two have to work on what cannot be opened.
+            if command == "storage.migrate":
+                return migrate(settings, clock, **args)
+            if command == "storage.status":
+                return await status(settings)
+            async with contextlib.AsyncExitStack() as stack:
+                stores = await open_stores(settings, clock)
+                stack.push_async_callback(stores.close)
+                graph = build(settings, stores, clock)
+                stack.push_async_callback(graph.close)
+                return await Commands(settings, graph).run(command, args, progress)
+
+        yield handle
