@@ -28,7 +28,7 @@ from storage.metadata.meta import (
     read_meta,
     revision,
 )
-from storage.metadata.sqlite import connect, translate
+from storage.metadata.sqlite_file import connect, translate
 
 if TYPE_CHECKING:
     from mailserverd.core.ports import Clock
@@ -77,11 +77,27 @@ def migrate(path: str, kind: str, clock: Clock) -> Migrated:
     """
     lease = Lease(path)
     try:
+        _make_file(path)
         return _migrate(path, kind, clock)
     except sqlite3.Error as error:
         raise translate(error, path) from error
     finally:
         lease.release()
+
+
+def _make_file(path: str) -> None:
+    """Make the file, for us alone, and its name durable."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise MailError(
+            Kind.UNAVAILABLE, f"cannot make {path}: {error.strerror}"
+        ) from error
 
 
 def _migrate(path: str, kind: str, clock: Clock) -> Migrated:
