@@ -219,7 +219,8 @@ def _bare(words: list[tuple[bytes, bytes]], comment: bytes) -> Address | None:
     """``a@b``, or ``Some Name a@b`` whose brackets were forgotten."""
     at = max((i for i, w in enumerate(words) if w == (b"special", b"@")), default=-1)
     if at < 0:
-        return Address(comment, b"", _join(words), b"")
+        local = _join(words)
+        return Address(comment, b"", local, b"") if local else None
     start, end = at, at + 1
     while start and words[start - 1][0] == b"space":
         start -= 1

@@ -24,9 +24,9 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
 _Q_SAFE = frozenset(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/"
 )
-_SPACES = re.compile(r"([ \t]+)")
+_SPACES = re.compile(r"( +)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_BREAKS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x80-\x9f\u2028\u2029]+")
+_BREAKS = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]+")
 _FOLD = re.compile(r"\n(?=[ \t]+[^ \t\n])")
 _BAD_ITEM = re.compile(r"[\x00-\x20\x7f<>]")
 _LOCAL = re.compile(
@@ -57,20 +57,18 @@ def fold(name: str, words: Iterable[str]) -> str:
 def text_field(name: str, text: str) -> str:
     """Return an unstructured field (Subject and the like) for decoded text.
 
-    Line breaks and controls become spaces.  Reading it gives the text back.
+    Line breaks, tabs and controls become spaces.  Reading it gives the text back.
     """
     text = _BREAKS.sub(" ", text)
-    if _needs_words(text):
+    if text != text.strip():
+        return fold(name, encoded_words(text))
+    if not text.isascii() or "=?" in text:
         return fold(name, _text_words(text))
     return _fold_text(name, text)
 
 
-def _needs_words(text: str) -> bool:
-    return not text.isascii() or "=?" in text or "\t" in text or text != text.strip()
-
-
 def _fold_text(name: str, text: str) -> str:
-    """Fold plain text before its own white space, all of which is kept."""
+    """Fold plain text before its own spaces, all of which are kept."""
     pieces = _SPACES.split(text)
     if any(len(piece) > LINE * 10 for piece in pieces):
         return fold(name, encoded_words(text))
@@ -90,7 +88,7 @@ def _text_words(text: str) -> list[str]:
     odd = [
         place
         for place, word in enumerate(words)
-        if not word or not word.isascii() or "=?" in word or "\t" in word
+        if not word or not word.isascii() or "=?" in word
     ]
     first, last = odd[0], odd[-1]
     if any(len(word) > LINE for word in (*words[:first], *words[last + 1 :])):
@@ -142,8 +140,7 @@ def _word(octets: bytes, q_encoding: bool) -> str:
 def phrase(name: str) -> list[str]:
     """Return the words of a display name: atoms, a quoted string or encoded words."""
     name = _BREAKS.sub(" ", name)
-    plain = name.isascii() and "=?" not in name and "\t" not in name
-    if not plain or len(name) > LINE * 5:
+    if not name.isascii() or "=?" in name or len(name) > LINE * 5:
         return list(encoded_words(name))
     if _ATOMS.fullmatch(name) and name == " ".join(name.split()):
         return name.split(" ")

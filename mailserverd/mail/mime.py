@@ -96,7 +96,7 @@ def parse(raw: bytes | mmap.mmap | memoryview) -> ParsedMessage:
         sort_to=root.sort_key(b"to"),
         has_attachment=attached,
         search_headers=root.search_lines(),
-        search_text=extractor.search_text(bodies),
+        search_text=extractor.search_text(bodies, _enclosed_subjects(found)),
         auto_generated=_auto_generated(fields),
         received_count=found.received,
     )
@@ -200,6 +200,14 @@ class _Root:
         if self.subject is not None:
             lines.append(f"subject: {self.subject}")
         return "\n".join(lines)
+
+
+def _enclosed_subjects(found: Scan) -> dict[int, str]:
+    return {
+        entity.index: as_text(entity.last[b"subject"])
+        for entity in found.entities
+        if entity.nested and b"subject" in entity.last
+    }
 
 
 def _auto_generated(fields: Fields) -> bool:

@@ -41,7 +41,7 @@ _BREAKS = {
     for form in (tag, f"/{tag}", tag.upper(), f"/{tag.upper()}")
 }
 _ENTITY = re.compile(
-    r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,31};?)"
+    r"&(?:#[0-9]{1,7}+(?![0-9]);?|#[xX][0-9a-fA-F]{1,6}+(?![0-9a-fA-F]);?|[A-Za-z][A-Za-z0-9]{1,31};?)"
 )
 # Invisible: soft hyphen, zero-width space and joiners, word joiner, BOM, and the
 # combining grapheme joiner with which newsletters pad their preview.
@@ -102,7 +102,7 @@ class TextExtractor:
     def _preview(text: str) -> str:
         if ">" in text[:_PREVIEW_SOURCE]:  # quoted lines say least
             unquoted = _QUOTED.sub("", text[:_PREVIEW_SOURCE])
-            text = text if unquoted.isspace() else unquoted
+            text = unquoted if unquoted.strip() else text
         for length in (2 * PREVIEW, _PREVIEW_SOURCE):
             start = text[:length]
             if not start.isascii():
@@ -112,17 +112,20 @@ class TextExtractor:
                 break
         return line[:PREVIEW].rstrip()
 
-    def search_text(self, bodies: Bodies) -> str:
+    def search_text(self, bodies: Bodies, subjects: dict[int, str]) -> str:
         """Return the text of all text parts, attached and enclosed ones included.
 
         Of an HTML body that repeats a plain one, only lines with other words.
-        Names of attachments and subjects of enclosed messages are text too.
+        Names of attachments are text too, and so are ``subjects``: of enclosed
+        messages, by the index of their root.
         """
         first = [self.text(index) for index in bodies.text]
         known = set(bodies.text)
         rest: list[str] = []
         words: set[str] = set()
         for index, part in enumerate(self._parts):
+            if index in subjects:
+                rest.append(subjects[index])
             if part.type == "text" and index not in known:
                 text = self.text(index)
                 if index in bodies.html:
