@@ -16,7 +16,7 @@ from mailserverd.core.errors import Kind, MailError
 from storage.metadata.accounts import read_state
 from storage.metadata.deliver import ADD_BLOB, blob_row
 from storage.metadata.sql import Sql, inline, p
-from storage.metadata.tables import BLOB, BLOB_OWNER, OWNER_EMAIL, OWNER_UPLOAD
+from storage.metadata.tables import BLOB, BLOB_OWNER, EMAIL, OWNER_UPLOAD
 from storage.model import BlobRef
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_UPLOADS = 1000  # live ones of an account
 MAX_UPLOAD_OCTETS = 1 << 30
 
-_b, _o = BLOB.c, BLOB_OWNER.c
+_b, _e, _o = BLOB.c, EMAIL.c, BLOB_OWNER.c
 _ref = (
     _b.hash,
     _b.store,
@@ -38,18 +38,18 @@ _ref = (
     _b.codec,
     _b.key,
 )
-_live = or_(_o.expires == 0, _o.expires > p("now"))
-FIND = Sql(
-    select(*_ref)
-    .join_from(BLOB, BLOB_OWNER, _o.hash == _b.hash)
+_has_email = exists().where(_e.hash == _b.hash, _e.account_id == p("a")).correlate(BLOB)
+_has_upload = (
+    exists()
     .where(
-        _b.hash == p("hash"),
+        _o.hash == _b.hash,
         _o.account_id == p("a"),
-        or_(_o.kind == OWNER_EMAIL, _o.kind == OWNER_UPLOAD),
-        _live,
+        _o.kind == OWNER_UPLOAD,
+        or_(_o.expires == 0, _o.expires > p("now")),
     )
-    .limit(1)
+    .correlate(BLOB)
 )
+FIND = Sql(select(*_ref).where(_b.hash == p("hash"), or_(_has_email, _has_upload)))
 _owner = upsert(BLOB_OWNER)
 ADD_UPLOAD = Sql(
     _owner.on_conflict_do_update(
@@ -76,7 +76,10 @@ DROP_OWNER = Sql(
         _o.owner_id == p("owner"),
     )
 )
-_owned = exists().where(_o.hash == _b.hash).correlate(BLOB)
+_owned = or_(
+    exists().where(_e.hash == _b.hash).correlate(BLOB),
+    exists().where(_o.hash == _b.hash).correlate(BLOB),
+)
 OWNED = Sql(select(*_ref).where(_b.hash == p("hash"), _owned))
 PLACED = Sql(select(*_ref).where(_b.hash == p("hash")))
 LISTED = Sql(select(*_ref).where(_b.hash > p("after")).order_by(_b.hash).limit(p("n")))

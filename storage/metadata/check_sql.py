@@ -18,7 +18,6 @@ from storage.metadata.tables import (
     IDENTITY,
     MAILBOX,
     MAILBOX_EMAIL,
-    OWNER_EMAIL,
     SUBMISSION,
 )
 from storage.model import SEEN
@@ -56,12 +55,6 @@ def _none(condition: Any, of: Any) -> Any:
 _mine = _a.account_id == p("a")
 _visible = (
     exists().where(_same_email(_me, _es), _me.deleted == 0).correlate(EMAIL_STATE)
-)
-_owns = and_(
-    _o.account_id == _e.account_id,
-    _o.hash == _e.hash,
-    _o.owner_id == _e.email_id,
-    _o.kind == OWNER_EMAIL,
 )
 _members = MAILBOX_EMAIL.join(EMAIL_STATE, _same_email(_es, _me))
 
@@ -285,10 +278,6 @@ RULES: tuple[tuple[str, Sql], ...] = (
         ),
     ),
     (
-        "email that does not own its blob",
-        _rule(_e.email_id, where=and_(_e.account_id == p("a"), _none(_owns, EMAIL))),
-    ),
-    (
         "deleted mark out of range (mailbox, uid)",
         _rule(
             _me.mailbox_id,
@@ -298,27 +287,11 @@ RULES: tuple[tuple[str, Sql], ...] = (
     ),
 )
 
-OWNERS = Sql(
-    select(_o.account_id, _o.owner_id)
-    .where(
-        _o.kind == OWNER_EMAIL,
-        _none(
-            and_(
-                _e.account_id == _o.account_id,
-                _e.email_id == _o.owner_id,
-                _e.hash == _o.hash,
-            ),
-            BLOB_OWNER,
-        ),
-    )
-    .limit(MAX_FINDINGS + 1)
-)
 HOMELESS = Sql(
     select(_o.account_id, _o.owner_id)
     .where(_none(_bl.hash == _o.hash, BLOB_OWNER))
     .limit(MAX_FINDINGS + 1)
 )
 SHARD_RULES: tuple[tuple[str, Sql], ...] = (
-    ("owner of a blob that is no email (account, email)", OWNERS),
     ("owner of a blob that is not there (account, owner)", HOMELESS),
 )

@@ -19,7 +19,6 @@ from storage.metadata.sql import InIds, Sql, ids, p
 from storage.metadata.tables import (
     ACCOUNT,
     BLOB,
-    BLOB_OWNER,
     DELIVERED,
     EMAIL,
     EMAIL_STATE,
@@ -27,7 +26,6 @@ from storage.metadata.tables import (
     MAILBOX,
     MAILBOX_EMAIL,
     MAILBOX_THREAD,
-    OWNER_EMAIL,
     THREAD_KEY,
 )
 from storage.model import (
@@ -88,8 +86,18 @@ ADD_KEY = Sql(
     ),
     ("account_id", "key", "thread_id"),
 )
+CLAIM_KEY = Sql(
+    _new_key.on_conflict_do_update(
+        index_elements=["account_id", "key"], set_={"thread_id": _k.thread_id}
+    ).returning(_k.thread_id),
+    ("account_id", "key", "thread_id"),
+)
+LIVING = Sql(
+    select(_es.email_id)
+    .where(_es.account_id == p("a"), _es.thread_id == p("thread"))
+    .limit(1)
+)
 ADD_BLOB = Sql(upsert(BLOB).on_conflict_do_nothing(), tuple(BLOB.c.keys()))
-ADD_OWNER = Sql(upsert(BLOB_OWNER).on_conflict_do_nothing(), tuple(BLOB_OWNER.c.keys()))
 ADD_EMAIL = Sql(insert(EMAIL), tuple(EMAIL.c.keys()))
 ADD_STATE = Sql(insert(EMAIL_STATE), tuple(EMAIL_STATE.c.keys()))
 ADD_MEMBER = Sql(insert(MAILBOX_EMAIL), tuple(MAILBOX_EMAIL.c.keys()))
@@ -224,6 +232,8 @@ def _thread(tx: Tx, account: int, new: NewEmail, fresh: int) -> int:
     keys = thread_keys(new)
     if not keys:
         return fresh
+    if len(keys) == 1:
+        return _thread_of(tx, account, keys[0], fresh)
     known = tx.all(THREADS, {"a": account, "keys": ids(keys)})
     alive = {key: thread for key, thread, living in known if living}
     thread_id = min(alive.values(), default=fresh)
@@ -235,6 +245,17 @@ def _thread(tx: Tx, account: int, new: NewEmail, fresh: int) -> int:
     if missing:
         tx.many(ADD_KEY, missing)
     return thread_id
+
+
+def _thread_of(tx: Tx, account: int, key: int, fresh: int) -> int:
+    """Do as ``_thread`` for a message that names no other: one statement."""
+    row = {"account_id": account, "key": key, "thread_id": fresh}
+    found = tx.one(CLAIM_KEY, row)
+    thread_id: int = found[0] if found else fresh
+    if thread_id == fresh or tx.one(LIVING, {"a": account, "thread": thread_id}):
+        return thread_id
+    tx.run(ADD_KEY, row)
+    return fresh
 
 
 def blob_row(blob: BlobRef) -> dict[str, Any]:
@@ -257,16 +278,6 @@ def _insert(
     new = args.email
     email_id, thread_id, modseq = numbers
     tx.run(ADD_BLOB, blob_row(new.blob))
-    tx.run(
-        ADD_OWNER,
-        {
-            "hash": new.blob.hash,
-            "account_id": account,
-            "kind": OWNER_EMAIL,
-            "owner_id": email_id,
-            "expires": 0,
-        },
-    )
     tx.run(
         ADD_EMAIL,
         {

@@ -196,7 +196,7 @@ class Edit:
                     "words": email.keywords,
                 }
             )
-        for statement in (sql.COPY_EMAIL, sql.COPY_STATE, sql.COPY_OWNER):
+        for statement in (sql.COPY_EMAIL, sql.COPY_STATE):
             self.tx.many(statement, params)
         for email in new:
             email.old_system, email.old_keywords = email.system, email.keywords
@@ -331,7 +331,7 @@ class Edit:
         if not gone:
             return
         params = {"a": self.account, "emails": ids(email.email_id for email in gone)}
-        for statement in (sql.DROP_OWNERS, sql.DROP_EMAILS, sql.DROP_STATES):
+        for statement in (sql.DROP_EMAILS, sql.DROP_STATES):
             self.tx.run(statement, params)
         self._bury(TYPE_ROW, gone)
 

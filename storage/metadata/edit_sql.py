@@ -8,7 +8,6 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from storage.metadata.sql import InIds, Sql, p
 from storage.metadata.tables import (
     ACCOUNT,
-    BLOB_OWNER,
     DESTROYED,
     EMAIL,
     EMAIL_STATE,
@@ -16,11 +15,10 @@ from storage.metadata.tables import (
     MAILBOX,
     MAILBOX_EMAIL,
     MAILBOX_THREAD,
-    OWNER_EMAIL,
 )
 
 _a, _b, _e = ACCOUNT.c, MAILBOX.c, EMAIL.c
-_es, _me, _mt, _o = EMAIL_STATE.c, MAILBOX_EMAIL.c, MAILBOX_THREAD.c, BLOB_OWNER.c
+_es, _me, _mt = EMAIL_STATE.c, MAILBOX_EMAIL.c, MAILBOX_THREAD.c
 _states = (_es.account_id == p("a"), InIds(_es.email_id, "emails"))
 _members = (_me.account_id == p("a"), InIds(_me.email_id, "emails"))
 _in_box = (
@@ -83,14 +81,6 @@ EXPUNGE = Sql(insert(EXPUNGED), tuple(EXPUNGED.c.keys()))
 BURY = Sql(insert(DESTROYED), tuple(DESTROYED.c.keys()))
 
 _row = (_e.account_id == p("a"), InIds(_e.email_id, "emails"))
-DROP_OWNERS = Sql(
-    delete(BLOB_OWNER).where(
-        _o.hash.in_(select(_e.hash).where(*_row)),
-        _o.account_id == p("a"),
-        _o.kind == OWNER_EMAIL,
-        InIds(_o.owner_id, "emails"),
-    )
-)
 DROP_EMAILS = Sql(delete(EMAIL).where(*_row))
 DROP_STATES = Sql(delete(EMAIL_STATE).where(*_states))
 
@@ -128,15 +118,6 @@ COPY_STATE = Sql(
         ).where(_es.account_id == p("a"), _es.email_id == p("source")),
     )
 )
-COPY_OWNER = Sql(
-    insert(BLOB_OWNER).from_select(
-        ["hash", "account_id", "kind", "owner_id", "expires"],
-        select(
-            _e.hash, _e.account_id, literal(OWNER_EMAIL), p("key"), literal(0)
-        ).where(*_source),
-    )
-)
-
 COUNT_BOX = Sql(
     update(MAILBOX)
     .where(_b.account_id == p("a"), _b.mailbox_id == p("box"))

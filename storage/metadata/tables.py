@@ -123,6 +123,7 @@ EMAIL = Table(
     _bytes("bodystructure"),
     _bytes("part_table"),
     _bytes("search_text"),  # zstd of "headers\0body"
+    Index("email_hash", "hash", "account_id"),  # an email owns its blob
 )
 
 EMAIL_STATE = Table(
@@ -247,7 +248,7 @@ BLOB = Table(
     sqlite_with_rowid=False,
 )
 
-BLOB_OWNER = Table(
+BLOB_OWNER = Table(  # owners other than emails, which own the blob they name
     "blob_owner",
     SHARD,
     Column("hash", LargeBinary, primary_key=True),
@@ -264,7 +265,7 @@ BLOB_OWNER = Table(
     ),
     sqlite_with_rowid=False,
 )
-OWNER_EMAIL, OWNER_UPLOAD, OWNER_QUEUE, OWNER_ACCEPTANCE = 1, 2, 3, 4
+OWNER_UPLOAD, OWNER_QUEUE, OWNER_ACCEPTANCE = 2, 3, 4
 
 DELIVERED = Table(  # what makes add_email idempotent, kept 7 days
     "delivered",
@@ -324,6 +325,7 @@ STATISTICS = (
     ("mailbox", "mailbox_name", "2000 20 10 1"),
     ("subscription", "subscription", "200 2 1"),
     ("email", "sqlite_autoindex_email_1", "10000000 100000 1"),
+    ("email", "email_hash", "10000000 2 1"),
     ("email_state", "email_state", "10000000 100000 1"),
     ("email_state", "email_state_modseq", "10000000 100000 5"),
     ("email_state", "email_state_thread", "10000000 100000 3"),
