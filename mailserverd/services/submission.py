@@ -13,6 +13,7 @@ from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from mailserverd.core.names import a_labels
 from mailserverd.core.types import Peer
+from mailserverd.mail.addresses import AddressError, parse
 from mailserverd.mail.compose import complete, from_addresses, strip_headers
 from mailserverd.services import access as access_check
 from mailserverd.services import trace
@@ -119,6 +120,7 @@ class Submission:
         With a ``key`` it is sent once, however often it is submitted.  Before
         ``send_at`` (seconds since the epoch) nothing leaves, and it can be cancelled.
         """
+        envelope = _canonical(envelope)
         await self._check(access, envelope, message)
         clock = self._kernel.clock
         acceptance = acceptance_of(key)
@@ -208,6 +210,34 @@ class Submission:
         entry = await self._deliver.queue.show(queue_id)
         cancelled, in_flight = await self._deliver.queue.cancel(Selection(queue_id))
         return not in_flight and cancelled == len(entry.recipients)
+
+
+def _canonical(envelope: Envelope) -> Envelope:
+    """Return the envelope with canonical addresses; INVALID.
+
+    SMTPUTF8 is noted where an address needs it, whoever forgot to say so.
+    """
+    try:
+        sender = envelope.reverse_path and parse(envelope.reverse_path, smtputf8=True)
+        recipients = tuple(
+            dataclasses.replace(r, address=_recipient(r.address))
+            for r in envelope.recipients
+        )
+    except AddressError as error:
+        raise MailError(Kind.INVALID, str(error)) from None
+    plain = sender.isascii() and all(r.address.isascii() for r in recipients)
+    return dataclasses.replace(
+        envelope,
+        reverse_path=sender,
+        recipients=recipients,
+        smtputf8=envelope.smtputf8 or not plain,
+    )
+
+
+def _recipient(address: str) -> str:
+    if address.lower() == "postmaster":  # RFC 5321 section 4.5.1
+        return address
+    return parse(address, smtputf8=True)
 
 
 class Outgoing:
