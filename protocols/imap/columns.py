@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from mailserverd.mail.mime import load_parts, render_body
 from protocols.imap.extension import Attribute, Page
 from protocols.imap.wire import dates
-from storage.model import Column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def lines(page: Page, attributes: Iterable[Attribute], *, end: bytes) -> list[bytes]:
     r"""Return ``* n FETCH (...`` for each message, closed by ``end``."""
     rendered = [attribute.render(page) for attribute in attributes]
-    items = b" ".join(template for template, _ in rendered)
+    items = b" ".join([template for template, _ in rendered])
     template = b"* %d FETCH (" + items + end
     columns = [values for _, values in rendered]
     return [template % values for values in zip(page.batch.seqs, *columns, strict=True)]
@@ -41,34 +40,36 @@ def _modseq(page: Page) -> Rendered:
 
 
 def _internal_date(page: Page) -> Rendered:
-    times = [dates.format_date_time(row.received_at) for row in page.rows]
-    return b"INTERNALDATE %b", times
+    return b"INTERNALDATE %b", [
+        dates.format_date_time(time) for time in page.values["received_at"]
+    ]
 
 
 def _size(page: Page) -> Rendered:
-    return b"RFC822.SIZE %d", [row.size for row in page.rows]
+    return b"RFC822.SIZE %d", page.values["size"]
 
 
 def _envelope(page: Page) -> Rendered:
-    return b"ENVELOPE %b", [row.envelope for row in page.rows]
+    return b"ENVELOPE %b", page.values["envelope"]
 
 
 def _bodystructure(page: Page) -> Rendered:
-    return b"BODYSTRUCTURE %b", [row.bodystructure for row in page.rows]
+    return b"BODYSTRUCTURE %b", page.values["bodystructure"]
 
 
 def _body(page: Page) -> Rendered:
-    return b"BODY %b", [render_body(load_parts(row.part_table)) for row in page.rows]
+    tables = page.values["part_table"]
+    return b"BODY %b", [render_body(load_parts(table)) for table in tables]
 
 
 UID = Attribute("UID", _uid)
 FLAGS = Attribute("FLAGS", _flags)
 MODSEQ = Attribute("MODSEQ", _modseq)  # RFC 7162 section 3.1.4.2
-INTERNALDATE = Attribute("INTERNALDATE", _internal_date, Column.BASIC)
-SIZE = Attribute("RFC822.SIZE", _size, Column.BASIC)
-ENVELOPE = Attribute("ENVELOPE", _envelope, Column.ENVELOPE)
-BODYSTRUCTURE = Attribute("BODYSTRUCTURE", _bodystructure, Column.BODYSTRUCTURE)
-BODY = Attribute("BODY", _body, Column.PARTS)
+INTERNALDATE = Attribute("INTERNALDATE", _internal_date, ("received_at",))
+SIZE = Attribute("RFC822.SIZE", _size, ("size",))
+ENVELOPE = Attribute("ENVELOPE", _envelope, ("envelope",))
+BODYSTRUCTURE = Attribute("BODYSTRUCTURE", _bodystructure, ("bodystructure",))
+BODY = Attribute("BODY", _body, ("part_table",))
 BASE = (UID, FLAGS, INTERNALDATE, SIZE, ENVELOPE, BODYSTRUCTURE, BODY)
 """The items of RFC 9051 section 6.4.5 that are one value per message."""
 MACROS = {

@@ -15,7 +15,6 @@ from protocols.imap.conn import Event, State, advance
 from protocols.imap.modes import Modes
 from protocols.imap.replies import Refused
 from protocols.imap.wire import encode
-from storage.model import Column
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
     from protocols.imap.views import Views
     from protocols.imap.wire.cursor import Cursor
     from protocols.imap.wire.sequence import Range, SequenceSet
-    from storage.model import EmailRow, Mailbox, MailboxList
-
-NO_COLUMNS = Column(0)
+    from storage.model import Mailbox, MailboxList
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,10 +51,10 @@ class Command:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Page:
-    """Messages to answer FETCH from: arrays, and rows if columns were asked for."""
+    """Messages to answer FETCH from: arrays, and stored values by field."""
 
     batch: Batch
-    rows: Sequence[EmailRow]
+    values: Mapping[str, Sequence[Any]]
     view: MailboxView
 
 
@@ -65,14 +62,14 @@ class Page:
 class Attribute:
     """A FETCH item with one value per message.
 
-    ``render`` returns a bytes template with one ``%`` place, and its values.
+    ``render`` returns a bytes template with one ``%`` place, and its values, from
+    the arrays and the ``fields`` (of ``Messages.columns``).
     """
 
     name: str
     render: Callable[[Page], tuple[bytes, Sequence[object]]]
-    columns: Column = NO_COLUMNS
+    fields: tuple[str, ...] = ()
     parse: Callable[[Cursor], None] | None = None  # arguments behind the name
-    saved: bool = False  # needs the date that a message came into the mailbox
 
 
 Positions = Sequence[int]
@@ -94,13 +91,10 @@ class Finder(Protocol):
     def view(self) -> MailboxView:
         """What the flags of the batch mean."""
 
-    async def rows(
-        self, positions: Positions, columns: Column, *, saved: bool = False
-    ) -> Sequence[EmailRow | None]:
-        """Return the rows at positions, in their order; None for one that is gone.
-
-        ``saved``: with the date that a message came into the mailbox.
-        """
+    async def values(
+        self, positions: Positions, field: str
+    ) -> Sequence[tuple[int, Any]]:
+        """Return (position, value) of a field, without messages that are gone."""
 
     async def contains(
         self, positions: Positions, field: str, needle: str
@@ -115,8 +109,9 @@ class Finder(Protocol):
 class SearchKey:
     """One key: its arguments, what it costs, and which positions match.
 
-    ``cost`` orders the keys of an AND: 0 arrays, 1 rows, 2 texts.  ``uses_modseq``
-    makes the answer say the highest MODSEQ and enables CONDSTORE (RFC 7162).
+    ``cost`` orders the keys of an AND: 0 arrays, 1 stored values, 2 texts.
+    ``uses_modseq`` makes the answer say the highest MODSEQ and enables CONDSTORE
+    (RFC 7162).
     """
 
     name: str

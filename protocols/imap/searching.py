@@ -1,17 +1,17 @@
 """SEARCH: a tree of keys, evaluated over slices of the mailbox.
 
-Keys that cost little narrow the candidates for those that cost more: arrays first, rows
-next, texts last.  A slice bounds both the memory of rows and the time between two
-looks at other connections.
+Keys that cost little narrow the candidates for those that cost more: arrays first,
+stored values next, texts last.  A slice bounds both the memory of values and the time
+between two looks at other connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from protocols.imap.rows import load_rows
+from protocols.imap.values import CHUNK, load
 from protocols.imap.wire.errors import WireError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from protocols.imap.view import Batch, MailboxView
     from protocols.imap.wire.cursor import Cursor
     from protocols.imap.wire.sequence import Range, SequenceSet
-    from storage.model import Column, EmailRow
 
 SLICE = 20_000
 MAX_DEPTH = 50
@@ -37,7 +36,7 @@ class Leaf:
 
     @property
     def cost(self) -> int:
-        """0 arrays, 1 rows, 2 texts."""
+        """0 arrays, 1 stored values, 2 texts."""
         return self.key.cost
 
 
@@ -192,7 +191,7 @@ class Slice:
 
     def __init__(self, context: Context, batch: Batch, now: int) -> None:
         self._context = context
-        self._rows: dict[tuple[Column, bool], dict[int, EmailRow | None]] = {}
+        self._values: dict[str, dict[int, Any]] = {}
         self.batch = batch
         self.now = now
 
@@ -201,17 +200,19 @@ class Slice:
         """What the flags of the batch mean."""
         return self._context.mailbox.view
 
-    async def rows(
-        self, positions: Positions, columns: Column, *, saved: bool = False
-    ) -> Sequence[EmailRow | None]:
-        """Return rows, each read once."""
-        known = self._rows.setdefault((columns, saved), {})
+    async def values(
+        self, positions: Positions, field: str
+    ) -> Sequence[tuple[int, Any]]:
+        """Return (position, value) of a field, each read once."""
+        known = self._values.setdefault(field, {})
         missing = [i for i in positions if i not in known]
-        if missing:
-            some = self.batch.pick(missing)
-            loaded = await load_rows(self._context, some, columns, saved=saved)
-            known.update(zip(missing, loaded, strict=True))
-        return [known[i] for i in positions]
+        for start in range(0, len(missing), CHUNK):
+            some = missing[start : start + CHUNK]
+            places = {self.batch.uids[i]: i for i in some}
+            batch, values = await load(self._context, self.batch.pick(some), (field,))
+            for uid, value in zip(batch.uids, values[field], strict=True):
+                known[places[uid]] = value
+        return [(i, known[i]) for i in positions if i in known]
 
     async def contains(
         self, positions: Positions, field: str, needle: str

@@ -2,6 +2,7 @@ r"""The search keys of RFC 9051 section 6.4.4 (and NEW, OLD, RECENT of RFC 3501)
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from storage.model import (
     KEYWORD_SHIFT,
     SEEN,
     SYSTEM_KEYWORDS,
-    Column,
 )
 
 if TYPE_CHECKING:
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from protocols.imap.extension import Finder, Positions
     from protocols.imap.wire.cursor import Cursor
     from protocols.imap.wire.sequence import SequenceSet
-    from storage.model import EmailRow
 
     Match = Callable[[Finder, Positions, Any], Awaitable[Positions]]
 
-ARRAYS, ROWS, TEXTS = 0, 1, 2
+VALUES, TEXTS = 1, 2  # what keys cost
 MAX_NEEDLE = 4096
 
 
@@ -110,24 +109,15 @@ def _within(
     return found
 
 
-# --- rows -----------------------------------------------------------------------
+# --- stored values --------------------------------------------------------------
 
 
-def by_row(
-    test: Callable[[EmailRow, int, int], bool],
-    columns: Column = Column.BASIC,
-    *,
-    saved: bool = False,
-) -> Match:
-    """Return a match for keys that test a row: ``test(row, argument, now)``."""
+def by_value(field: str, test: Callable[[Any, int, int], bool]) -> Match:
+    """Return a match for keys that test a field: ``test(value, argument, now)``."""
 
     async def match(part: Finder, positions: Positions, argument: int) -> Positions:
-        rows = await part.rows(positions, columns, saved=saved)
-        return [
-            i
-            for i, row in zip(positions, rows, strict=True)
-            if row is not None and test(row, argument, part.now)
-        ]
+        pairs = await part.values(positions, field)
+        return [i for i, value in pairs if test(value, argument, part.now)]
 
     return match
 
@@ -141,20 +131,25 @@ def parse_day(args: Cursor, _: str) -> int:
     return args.date()
 
 
-def _day(row: EmailRow) -> int:
-    return row.received_at // dates.DAY
+def by_day(field: str, compare: Callable[[int, int], bool]) -> Match:
+    """Return a match for keys that compare the UTC day of a time with a day."""
+    return by_value(field, lambda time, day, _: compare(time // dates.DAY, day))
 
 
-def _sent_day(row: EmailRow) -> int:
-    """The day that the Date field names, whatever its zone (RFC 9051 section 6.4.4).
+def _by_sent_day(compare: Callable[[int, int], bool]) -> Match:
+    """Compare the day that the Date field names, whatever its zone.
 
-    The field stands first in ENVELOPE.
+    RFC 9051 section 6.4.4.  The field stands first in ENVELOPE; where it cannot be
+    read, no date matches.
     """
-    head = row.envelope[2:100].partition(b'"')[0]
-    date = parse_date(head) if row.envelope.startswith(b'("') else None
-    if date is None:
-        return -1 if row.sent_at is None else row.sent_at // dates.DAY
-    return (date.epoch + date.offset * 60) // dates.DAY
+
+    def test(envelope: bytes, day: int, _: int) -> bool:
+        date = parse_date(envelope[2:100].partition(b'"')[0])
+        if date is None:
+            return False
+        return compare((date.epoch + date.offset * 60) // dates.DAY, day)
+
+    return by_value("envelope", test)
 
 
 # --- texts ----------------------------------------------------------------------
@@ -191,9 +186,6 @@ async def _in_header(
     return await part.contains(positions, f"header:{argument[0]}", argument[1])
 
 
-_SENT_BEFORE = by_row(lambda r, d, _: -1 < _sent_day(r) < d, Column.ENVELOPE)
-_SENT_ON = by_row(lambda r, d, _: _sent_day(r) == d, Column.ENVELOPE)
-_SENT_SINCE = by_row(lambda r, d, _: _sent_day(r) >= d, Column.ENVELOPE)
 _FLAGS = {
     "ANSWERED": ANSWERED,
     "DELETED": DELETED_BIT,
@@ -212,14 +204,14 @@ KEYS = (
     SearchKey("UNKEYWORD", _without_keyword, _keyword),
     SearchKey("sequence-set", _by_number),
     SearchKey("UID", _by_uid, _set),
-    SearchKey("BEFORE", by_row(lambda r, d, _: _day(r) < d), parse_day, ROWS),
-    SearchKey("ON", by_row(lambda r, d, _: _day(r) == d), parse_day, ROWS),
-    SearchKey("SINCE", by_row(lambda r, d, _: _day(r) >= d), parse_day, ROWS),
-    SearchKey("LARGER", by_row(lambda r, n, _: r.size > n), _number, ROWS),
-    SearchKey("SMALLER", by_row(lambda r, n, _: r.size < n), _number, ROWS),
-    SearchKey("SENTBEFORE", _SENT_BEFORE, parse_day, ROWS),
-    SearchKey("SENTON", _SENT_ON, parse_day, ROWS),
-    SearchKey("SENTSINCE", _SENT_SINCE, parse_day, ROWS),
+    SearchKey("BEFORE", by_day("received_at", operator.lt), parse_day, VALUES),
+    SearchKey("ON", by_day("received_at", operator.eq), parse_day, VALUES),
+    SearchKey("SINCE", by_day("received_at", operator.ge), parse_day, VALUES),
+    SearchKey("LARGER", by_value("size", lambda n, k, _: n > k), _number, VALUES),
+    SearchKey("SMALLER", by_value("size", lambda n, k, _: n < k), _number, VALUES),
+    SearchKey("SENTBEFORE", _by_sent_day(operator.lt), parse_day, VALUES),
+    SearchKey("SENTON", _by_sent_day(operator.eq), parse_day, VALUES),
+    SearchKey("SENTSINCE", _by_sent_day(operator.ge), parse_day, VALUES),
     SearchKey("HEADER", _in_header, _header, TEXTS),
     *(
         SearchKey(field.upper(), _contains(field), _text, TEXTS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mailserverd.mail.mime import (
     TransferDecoder,
@@ -20,18 +20,19 @@ from mailserverd.mail.mime import (
 )
 from protocols.imap.wire import encode
 from protocols.imap.wire.errors import WireError
-from storage.model import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mailserverd.mail.model import Part
     from protocols.imap.wire.cursor import Cursor
-    from storage.model import EmailRow
+    from storage.model import BlobRef
 
 _PART = re.compile(r"[1-9][0-9]{0,5}(?:\.[1-9][0-9]{0,5}){0,99}")
 _FIELD = re.compile(rb"^([!-9;-~]+)[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*\n?", re.MULTILINE)
 _TEXTS = ("HEADER.FIELDS.NOT", "HEADER.FIELDS", "HEADER", "TEXT", "MIME", "")
+_WITHOUT_PARTS = ("blob", "size", "header_size")
+_WITH_PARTS = (*_WITHOUT_PARTS, "part_table")
 MAX_HEADER = 1 << 20  # octets of a header block that field lists are cut from
 IDENTITY = frozenset({"", "7bit", "8bit", "binary"})
 _KNOWN_ENCODINGS = IDENTITY | {"base64", "quoted-printable"}
@@ -51,9 +52,18 @@ class Section:
     size_only: bool = False  # BINARY.SIZE
 
     @property
-    def columns(self) -> Column:
-        """What must be read of the row to find the extent."""
-        return Column.BASIC | Column.PARTS if self.part else Column.BASIC
+    def source_fields(self) -> tuple[str, ...]:
+        """What must be read of a message to find the extent."""
+        return _WITH_PARTS if self.part else _WITHOUT_PARTS
+
+
+class Source(NamedTuple):
+    """Where a message lies and what is known of its structure."""
+
+    blob: BlobRef
+    size: int
+    header_size: int
+    part_table: bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,11 +152,11 @@ def _label(
 # --- locating -----------------------------------------------------------------
 
 
-def locate(section: Section, row: EmailRow) -> Extent | None:
+def locate(section: Section, source: Source) -> Extent | None:
     """Return where a section lies; None when the message has no such part."""
     if not section.part:
-        return _of_message(section, row)
-    parts = load_parts(row.part_table)
+        return _of_message(section, source)
+    parts = load_parts(source.part_table)
     part = find_part(parts, section.part)
     if part is None:
         return None
@@ -159,10 +169,10 @@ def locate(section: Section, row: EmailRow) -> Extent | None:
     return Extent(part.body_start, part.body_end, encoding)
 
 
-def _of_message(section: Section, row: EmailRow) -> Extent:
+def _of_message(section: Section, source: Source) -> Extent:
     if section.text == "TEXT":
-        return Extent(row.header_size, row.size)
-    return Extent(0, row.header_size if section.text else row.size)
+        return Extent(source.header_size, source.size)
+    return Extent(0, source.header_size if section.text else source.size)
 
 
 def _of_enclosed(section: Section, root: Part | None) -> Extent | None:

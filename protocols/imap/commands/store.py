@@ -133,7 +133,7 @@ async def _tell(
             batch = _only(batch, skipped, changed)
             if not request.silent:
                 selected.sent(batch)
-            page = Page(batch, (), selected.view)
+            page = Page(batch, {}, selected.view)
             context.send(b"".join(columns.lines(page, attributes, end=b")\r\n")))
             await context.channel.drain()
 

@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 from protocols.imap.extension import Attribute, Extension, SearchKey
-from storage.model import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +21,7 @@ def _email_id(page: Page) -> tuple[bytes, Sequence[object]]:
 
 
 def _thread_id(page: Page) -> tuple[bytes, Sequence[object]]:
-    return b"THREADID (t%d)", [row.thread_id for row in page.rows]
+    return b"THREADID (t%d)", page.values["thread_id"]
 
 
 def _parse(args: Cursor, _: str) -> str:
@@ -42,16 +41,15 @@ async def _by_email(part: Finder, positions: Positions, wanted: str) -> Position
 
 async def _by_thread(part: Finder, positions: Positions, wanted: str) -> Positions:
     number = _number(wanted, "t")
-    rows = await part.rows(positions, Column.BASIC)
-    pairs = zip(positions, rows, strict=True)
-    return [i for i, row in pairs if row is not None and row.thread_id == number]
+    pairs = await part.values(positions, "thread_id")
+    return [i for i, thread_id in pairs if thread_id == number]
 
 
 EXTENSION = Extension(
     capabilities=("OBJECTID",),
     attributes=(
         Attribute("EMAILID", _email_id),
-        Attribute("THREADID", _thread_id, Column.BASIC),
+        Attribute("THREADID", _thread_id, ("thread_id",)),
     ),
     search_keys=(
         SearchKey("EMAILID", _by_email, _parse),

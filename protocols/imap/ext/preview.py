@@ -9,7 +9,6 @@ import orjson
 from protocols.imap.extension import Attribute, Extension
 from protocols.imap.wire import encode
 from protocols.imap.wire.errors import WireError
-from storage.model import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +20,7 @@ LONGEST = 200  # characters (section 3.1)
 
 
 def _preview(page: Page) -> tuple[bytes, Sequence[object]]:
-    return b"PREVIEW %b", [_value(row.list_json) for row in page.rows]
+    return b"PREVIEW %b", [_value(each) for each in page.values["list_json"]]
 
 
 def _value(summary: bytes) -> bytes:
@@ -37,5 +36,5 @@ def _modifier(args: Cursor) -> None:
 
 EXTENSION = Extension(
     capabilities=("PREVIEW",),
-    attributes=(Attribute("PREVIEW", _preview, Column.LIST, _modifier),),
+    attributes=(Attribute("PREVIEW", _preview, ("list_json",), _modifier),),
 )

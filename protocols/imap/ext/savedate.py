@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 from protocols.imap.extension import Attribute, Extension, SearchKey
-from protocols.imap.searchkeys import ROWS, by_row, parse_day
+from protocols.imap.searchkeys import VALUES, by_day, parse_day
 from protocols.imap.wire import dates
-from storage.model import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,25 +16,21 @@ if TYPE_CHECKING:
 
 
 def _save_date(page: Page) -> tuple[bytes, Sequence[object]]:
-    times = [dates.format_date_time(row.save_date) for row in page.rows]
-    return b"SAVEDATE %b", times
+    times = page.values["save_date"]
+    return b"SAVEDATE %b", [dates.format_date_time(time) for time in times]
 
 
 async def _supported(_: Finder, positions: Positions, __: object) -> Positions:
     return positions
 
 
-_BEFORE = by_row(lambda row, day, _: row.save_date // dates.DAY < day, saved=True)
-_ON = by_row(lambda row, day, _: row.save_date // dates.DAY == day, saved=True)
-_SINCE = by_row(lambda row, day, _: row.save_date // dates.DAY >= day, saved=True)
-
 EXTENSION = Extension(
     capabilities=("SAVEDATE",),
-    attributes=(Attribute("SAVEDATE", _save_date, Column.BASIC, saved=True),),
+    attributes=(Attribute("SAVEDATE", _save_date, ("save_date",)),),
     search_keys=(
-        SearchKey("SAVEDBEFORE", _BEFORE, parse_day, ROWS),
-        SearchKey("SAVEDON", _ON, parse_day, ROWS),
-        SearchKey("SAVEDSINCE", _SINCE, parse_day, ROWS),
+        SearchKey("SAVEDBEFORE", by_day("save_date", operator.lt), parse_day, VALUES),
+        SearchKey("SAVEDON", by_day("save_date", operator.eq), parse_day, VALUES),
+        SearchKey("SAVEDSINCE", by_day("save_date", operator.ge), parse_day, VALUES),
         SearchKey("SAVEDATESUPPORTED", _supported),
     ),
 )
