@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 if TYPE_CHECKING:
     from mailserverd.core.types import Access
     from storage.model import BlobRef
+    from storage.text import Hits, Query
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -109,6 +110,46 @@ class BlobStore(Protocol):
     def expect(self, change: int) -> None:
         """Say that ``change`` more (or, negative, fewer) puts are about to come, so
         that a batch may wait a moment for them."""
+
+    async def close(self) -> None:
+        """Finish what is pending, then close."""
+
+
+class SearchIndex(Protocol):
+    """The words of each account's emails; it may lag behind, and says how far it is.
+
+    An engine that lost an index says 0 and is given everything again.
+    """
+
+    async def search(self, account: int, query: Query) -> Hits:
+        """Return the emails whose indexed words match, and the index's watermark.
+
+        What was created after the watermark is not among them; what was destroyed
+        may be.  INVALID for a query that is too complex, LIMIT for a prefix of too
+        many words.
+        """
+
+    async def update(
+        self,
+        account: int,
+        documents: Sequence[tuple[int, bytes]],
+        removed: Sequence[int],
+        since: int,
+        watermark: int,
+    ) -> None:
+        """Index what changed in (since, watermark], durably and as a whole.
+
+        ``documents`` are (email id, text as ``storage.text.pack`` makes it) of new
+        emails, ``removed`` ids of destroyed ones.  CONFLICT, and nothing is done,
+        when the index does not stand at ``since``: ask for its watermark and go on
+        from there.  An update may so be repeated when its answer was lost.
+        """
+
+    async def watermark(self, account: int) -> int:
+        """Return the modseq that the index has reached; 0 when it holds nothing."""
+
+    async def drop(self, account: int) -> None:
+        """Remove all that is indexed of an account."""
 
     async def close(self) -> None:
         """Finish what is pending, then close."""

@@ -13,8 +13,12 @@ import dataclasses
 import re
 import threading
 import unicodedata
+from typing import TYPE_CHECKING, NamedTuple
 
 import zstandard
+
+if TYPE_CHECKING:
+    from array import array
 
 ANALYZER = 1  # raised when the words of a text change: indexes are then rebuilt
 FIELDS = ("from", "to", "cc", "bcc", "subject", "body")
@@ -39,6 +43,15 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _WORD = re.compile(rf"(?:[^\W_]|[{_MARKS}])+")
 _DENSE_RUN = re.compile(rf"[{_DENSE}]+|[^{_DENSE}]+")
 _HAS_DENSE = re.compile(rf"[{_DENSE}]")
+
+
+class Hits(NamedTuple):
+    """Email ids (ascending) that an index knows to match, and the modseq it has
+    reached: emails created later must be looked at directly, and ids of emails
+    destroyed later may still be there."""
+
+    ids: array[int]  # "Q"
+    watermark: int
 
 
 # --- words -------------------------------------------------------------------

@@ -75,8 +75,8 @@ class FailingSearchIndex(Failing):
     async def search(self, account, query):
         return await self._call("search", account, query)
 
-    async def update(self, account, batch):
-        return await self._call("update", account, batch)
+    async def update(self, account, documents, removed, since, watermark):
+        await self._call("update", account, documents, removed, since, watermark)
 
     async def watermark(self, account):
         return await self._call("watermark", account)
