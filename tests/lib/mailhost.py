@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 HOSTNAME = "mx.example.org"
 PASSWORD = "correct horse battery"
+POLICY = InboundPolicy(accept_temperror=True)
 PEER = Peer("192.0.2.1", 40000, "client.example.net", protocol="ESMTP")
 
 
@@ -103,7 +104,7 @@ async def mail_host(
     shards: int = 1,
     clock: Clock | None = None,
     records: Mapping[tuple[str, str], object] | None = None,
-    policy: InboundPolicy = InboundPolicy(accept_temperror=True),
+    policy: InboundPolicy = POLICY,
 ) -> AsyncIterator[MailHost]:
     """Open a mail host for the addresses (default: alice@ and bob@example.org)."""
     time = clock or SystemClock()
