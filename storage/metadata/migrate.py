@@ -107,37 +107,38 @@ def _migrate(path: str, kind: str, clock: Clock) -> Migrated:
     )
     try:
         before = read_meta(raw)
-        if before.schema and before.kind != kind:
-            raise MailError(
-                Kind.UNAVAILABLE, f"{path}: holds a {before.kind}, not a {kind}"
-            )
-        if before.needs > SCHEMAS[kind]:
-            raise MailError(
-                Kind.UNAVAILABLE, f"{path}: was made by a newer mailserverd"
-            )
+        _refuse_others(before, kind, path)
         if before.schema < SCHEMAS[kind]:
-            with engine.connect() as connection:
+            with engine.connect() as connection, connection.begin():
                 raw.execute("BEGIN IMMEDIATE")
-                try:
-                    if before.schema:
-                        _upgrade(connection, kind)
-                    else:
-                        _create(connection, kind, int(clock.now()))
-                    raw.execute("COMMIT")
-                finally:
-                    if raw.in_transaction:
-                        raw.execute("ROLLBACK")
+                if before.schema:
+                    _upgrade(connection, kind)
+                else:
+                    _create(connection, kind, int(clock.now()))
         return Migrated(read_meta(raw), before.schema)
     finally:
         engine.dispose()
         raw.close()
 
 
+def _refuse_others(meta: Meta, kind: str, path: str) -> None:
+    if meta.schema and meta.kind != kind:
+        raise MailError(Kind.UNAVAILABLE, f"{path}: holds a {meta.kind}, not a {kind}")
+    if meta.needs > SCHEMAS[kind]:
+        raise MailError(Kind.UNAVAILABLE, f"{path}: was made by a newer mailserverd")
+
+
 def _create(connection: Connection, kind: str, now: int) -> None:
-    META.create_all(connection)
-    tables_of(kind).create_all(connection)
+    """Make all tables at once: what Alembic's revisions add up to."""
     schema = SCHEMAS[kind]
+    begin_meta(connection, kind, now, schema)
+    tables_of(kind).create_all(connection)
     connection.execute(insert(ALEMBIC_TABLE).values(version_num=revision(schema)))
+
+
+def begin_meta(connection: Connection, kind: str, now: int, schema: int = 0) -> None:
+    """Make what every database has, and give it its identity."""
+    META.create_all(connection)
     connection.execute(
         insert(META_TABLE).values(
             id=1,
@@ -152,5 +153,5 @@ def _create(connection: Connection, kind: str, now: int) -> None:
 
 def _upgrade(connection: Connection, kind: str) -> None:
     """Run Alembic's revisions of one kind inside the open transaction."""
-    runner: Any = importlib.import_module(MIGRATIONS)
-    runner.upgrade(connection, kind, revision(SCHEMAS[kind]))
+    migrations: Any = importlib.import_module(MIGRATIONS)
+    migrations.upgrade(connection, kind)
