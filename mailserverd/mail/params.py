@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from mailserverd.mail.charsets import codec_of, decode_charset, guess
-from mailserverd.mail.words import decode_words, unfold
+from mailserverd.mail.words import CONTROLS, decode_words, unfold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,4 +166,5 @@ def _extended(segments: dict[int, tuple[bytes, bool]]) -> str:
     whole = b"".join(octets)
     if not codec_of(charset) or not charset:
         return _plain(whole)
-    return decode_charset(whole, charset)[0].replace("\x00", "")
+    value, _ = decode_charset(whole, charset)
+    return value if value.isprintable() else value.translate(CONTROLS)

@@ -18,7 +18,10 @@ _JUNK = _ALPHABET + b"= \t\r\n"
 _TRAILING_SPACE = re.compile(rb"(?<![ \t])[ \t]++(?=\r?\n)")
 _BAD_ESCAPE = re.compile(rb"=(?![0-9A-Fa-f]{2}|\r?\n|\Z)")
 _UU_BEGIN = re.compile(rb"(?m)^begin(?:-base64)? [0-7]{3,4} [^\n]*\n")
-_IDENTITY = frozenset({"7bit", "8bit", "binary", ""})
+# The last four are misspellings of the first two that are sent.
+_IDENTITY = frozenset(
+    {"7bit", "8bit", "binary", "", "7-bit", "8-bit", "7bits", "8bits"}
+)
 _UUENCODE = frozenset({"uuencode", "x-uuencode", "x-uue", "uue"})
 _UU_LINE_MAX = 63  # octets in a full line
 _HELD_MAX = 1024  # octets of an unfinished line that a stream decoder holds

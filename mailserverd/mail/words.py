@@ -24,7 +24,7 @@ _NOT_BASE64 = bytes(
 # Controls must not survive decoding (RFC 8621 section 4.1.2.2).
 _LONGEST_RUN = 30
 _ANY_RUN = 200  # shorter text is not looked at
-_CONTROLS = dict.fromkeys([*range(32), *range(127, 160)])
+CONTROLS = dict.fromkeys([*range(32), *range(127, 160)])
 
 
 def unfold(raw: bytes) -> bytes:
@@ -75,7 +75,7 @@ def _decoded(pieces: list[tuple[str, bytes]]) -> Iterator[str]:
             yield guess(octets)
             continue
         text, _ = decode_charset(octets, charset)
-        yield text if text.isprintable() else text.translate(_CONTROLS)
+        yield text if text.isprintable() else text.translate(CONTROLS)
 
 
 def _stands_alone(value: bytes, span: tuple[int, int], chained: bool) -> bool:

@@ -33,6 +33,7 @@ from mailserverd.mail.params import TEXT_PLAIN, parse_content_type, parse_dispos
         (b"a/b; name=plain; name*=utf-8''%c3%a9", "a/b", {"name": "é"}),
         (b'a/b; name="=?utf-8?q?=C3=A9?="', "a/b", {"name": "é"}),
         (b"a/b; name=caf\xe9", "a/b", {"name": "café"}),
+        (b"a/b; name*=utf-8''a%0d%0a%00b", "a/b", {"name": "ab"}),
         (b"text", "text/plain", {}),
     ],
 )

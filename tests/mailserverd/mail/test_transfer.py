@@ -19,6 +19,7 @@ UU = b"begin 644 x\r\n#04)#\r\n`\r\nend\r\n"
     [
         (b"a=20", "7bit", b"a=20", False),
         (b"x", "x-unknown", b"x", True),
+        (b"x", "8-bit", b"x", False),
         (b"QUJD", "base64", b"ABC", False),
         (b"QU\r\nJD\r\n", "base64", b"ABC", False),
         (b"QQ==\r\nQg==", "base64", b"AB", True),  # padding in the middle
