@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 R = TypeVar("R")
 Row = tuple[Any, ...]
+Params = Mapping[str, object] | tuple[object, ...]
+"""By name, or for ``sql.Insert`` by place."""
 
 
 class Statement(Protocol):
@@ -29,20 +31,16 @@ class Tx(Protocol):
 
     now: float  # seconds since the epoch, taken once per batch
 
-    def all(
-        self, statement: Statement, params: Mapping[str, object] = ...
-    ) -> list[Row]:
+    def all(self, statement: Statement, params: Params = ...) -> list[Row]:
         """Return all rows."""
 
-    def one(
-        self, statement: Statement, params: Mapping[str, object] = ...
-    ) -> Row | None:
+    def one(self, statement: Statement, params: Params = ...) -> Row | None:
         """Return the first row, or None."""
 
-    def run(self, statement: Statement, params: Mapping[str, object] = ...) -> int:
+    def run(self, statement: Statement, params: Params = ...) -> int:
         """Execute and return the number of rows it touched."""
 
-    def many(self, statement: Statement, rows: Sequence[Mapping[str, object]]) -> None:
+    def many(self, statement: Statement, rows: Sequence[Params]) -> None:
         """Execute once per row, in one call to the driver."""
 
 

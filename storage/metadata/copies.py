@@ -234,15 +234,7 @@ def destroy_mailbox(tx: Tx, account: int, args: tuple[int, bool]) -> int:
         tx.run(statement, params)
     tx.run(
         sql.BURY,
-        {
-            "account_id": account,
-            "type": TYPE_MAILBOX,
-            "modseq": modseq,
-            "object_id": mailbox_id,
-            "created": box.created_modseq,
-            "thread_id": 0,
-            "at": int(tx.now),
-        },
+        (account, TYPE_MAILBOX, modseq, mailbox_id, box.created_modseq, 0, int(tx.now)),
     )
     tx.run(boxes.TOUCHED, params)
     if box.subscribed:

@@ -103,15 +103,7 @@ def _threads(
         if now <= 0:
             empty.append(thread)
         else:
-            rows.append(
-                {
-                    "account_id": account,
-                    "mailbox_id": box,
-                    "thread_id": thread,
-                    "emails": now,
-                    "unread": now_unread,
-                }
-            )
+            rows.append((account, box, thread, now, now_unread))
     if rows:
         tx.many(sql.SET_THREAD, rows)
     if empty:

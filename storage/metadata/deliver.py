@@ -7,7 +7,7 @@ back that a RETURNING clause can tell.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import exists, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata import boxes
 from storage.metadata.accounts import found, quota, read_state, take
-from storage.metadata.sql import InIds, Sql, ids, p
+from storage.metadata.sql import InIds, Insert, Sql, ids, p
 from storage.metadata.tables import (
     ACCOUNT,
     BLOB,
@@ -79,14 +79,14 @@ THREADS = Sql(
     ).where(_k.account_id == p("a"), InIds(_k.key, "keys"))
 )
 _new_key = upsert(THREAD_KEY)
-ADD_KEY = Sql(
+ADD_KEY = Insert(
     _new_key.on_conflict_do_update(
         index_elements=["account_id", "key"],
         set_={"thread_id": _new_key.excluded.thread_id},
     ),
     ("account_id", "key", "thread_id"),
 )
-CLAIM_KEY = Sql(
+CLAIM_KEY = Insert(
     _new_key.on_conflict_do_update(
         index_elements=["account_id", "key"], set_={"thread_id": _k.thread_id}
     ).returning(_k.thread_id),
@@ -97,12 +97,12 @@ LIVING = Sql(
     .where(_es.account_id == p("a"), _es.thread_id == p("thread"))
     .limit(1)
 )
-ADD_BLOB = Sql(upsert(BLOB).on_conflict_do_nothing(), tuple(BLOB.c.keys()))
-ADD_EMAIL = Sql(insert(EMAIL), tuple(EMAIL.c.keys()))
-ADD_STATE = Sql(insert(EMAIL_STATE), tuple(EMAIL_STATE.c.keys()))
-ADD_MEMBER = Sql(insert(MAILBOX_EMAIL), tuple(MAILBOX_EMAIL.c.keys()))
+ADD_BLOB = Insert(upsert(BLOB).on_conflict_do_nothing(), tuple(BLOB.c.keys()))
+ADD_EMAIL = Insert(insert(EMAIL), tuple(EMAIL.c.keys()))
+ADD_STATE = Insert(insert(EMAIL_STATE), tuple(EMAIL_STATE.c.keys()))
+ADD_MEMBER = Insert(insert(MAILBOX_EMAIL), tuple(MAILBOX_EMAIL.c.keys()))
 _new_thread = upsert(MAILBOX_THREAD)
-COUNT_THREAD = Sql(
+COUNT_THREAD = Insert(
     _new_thread.on_conflict_do_update(
         index_elements=["account_id", "mailbox_id", "thread_id"],
         set_={
@@ -146,7 +146,7 @@ PLACES = Sql(
     )
     .where(_me.account_id == p("a"), _me.email_id == p("email"))
 )
-REMEMBER = Sql(insert(DELIVERED), tuple(DELIVERED.c.keys()))
+REMEMBER = Insert(insert(DELIVERED), tuple(DELIVERED.c.keys()))
 NEW_ACCOUNT = Sql(
     insert(ACCOUNT), ("account_id", "epoch", "modseq", "quota_limit", "identity_modseq")
 )
@@ -179,14 +179,7 @@ def add_email(tx: Tx, account: int, args: AddEmail) -> Added:
     if args.acceptance:
         tx.run(
             REMEMBER,
-            {
-                "account_id": account,
-                "acceptance": args.acceptance,
-                "email_id": email_id,
-                "thread_id": thread_id,
-                "modseq": modseq,
-                "at": int(tx.now),
-            },
+            (account, args.acceptance, email_id, thread_id, modseq, int(tx.now)),
         )
     return Added(email_id, thread_id, modseq, placed)
 
@@ -237,11 +230,7 @@ def _thread(tx: Tx, account: int, new: NewEmail, fresh: int) -> int:
     known = tx.all(THREADS, {"a": account, "keys": ids(keys)})
     alive = {key: thread for key, thread, living in known if living}
     thread_id = min(alive.values(), default=fresh)
-    missing = [
-        {"account_id": account, "key": key, "thread_id": thread_id}
-        for key in keys
-        if key not in alive
-    ]
+    missing = [(account, key, thread_id) for key in keys if key not in alive]
     if missing:
         tx.many(ADD_KEY, missing)
     return thread_id
@@ -249,7 +238,7 @@ def _thread(tx: Tx, account: int, new: NewEmail, fresh: int) -> int:
 
 def _thread_of(tx: Tx, account: int, key: int, fresh: int) -> int:
     """Do as ``_thread`` for a message that names no other: one statement."""
-    row = {"account_id": account, "key": key, "thread_id": fresh}
+    row = (account, key, fresh)
     found = tx.one(CLAIM_KEY, row)
     thread_id: int = found[0] if found else fresh
     if thread_id == fresh or tx.one(LIVING, {"a": account, "thread": thread_id}):
@@ -258,18 +247,18 @@ def _thread_of(tx: Tx, account: int, key: int, fresh: int) -> int:
     return fresh
 
 
-def blob_row(blob: BlobRef) -> dict[str, Any]:
-    """Return the parameters of ``ADD_BLOB``."""
-    return {
-        "hash": blob.hash,
-        "store": blob.store,
-        "segment": blob.segment,
-        "offset": blob.offset,
-        "length": blob.length,
-        "size": blob.size,
-        "codec": blob.codec,
-        "key": blob.key,
-    }
+def blob_row(blob: BlobRef) -> tuple[object, ...]:
+    """Return the row of ``ADD_BLOB``."""
+    return (
+        blob.hash,
+        blob.store,
+        blob.segment,
+        blob.offset,
+        blob.length,
+        blob.size,
+        blob.codec,
+        blob.key,
+    )
 
 
 def _insert(
@@ -280,41 +269,41 @@ def _insert(
     tx.run(ADD_BLOB, blob_row(new.blob))
     tx.run(
         ADD_EMAIL,
-        {
-            "account_id": account,
-            "email_id": email_id,
-            "hash": new.blob.hash,
-            "header_size": new.header_size,
-            "message_id": octets(new.message_id),
-            "base_subject": octets(new.base_subject),
-            "sort_from": octets(new.sort_from),
-            "sort_to": octets(new.sort_to),
-            "recipient": args.recipient,
-            "list_json": new.list_json,
-            "envelope": new.envelope,
-            "bodystructure": new.bodystructure,
-            "part_table": new.part_table,
-            "search_text": new.search_text,
-        },
+        (
+            account,
+            email_id,
+            new.blob.hash,
+            new.header_size,
+            octets(new.message_id),
+            octets(new.base_subject),
+            octets(new.sort_from),
+            octets(new.sort_to),
+            args.recipient,
+            new.list_json,
+            new.envelope,
+            new.bodystructure,
+            new.part_table,
+            new.search_text,
+        ),
     )
     flags = args.flags
     tx.run(
         ADD_STATE,
-        {
-            "account_id": account,
-            "email_id": email_id,
-            "modseq": modseq,
-            "flags_modseq": modseq,
-            "created_modseq": modseq,
-            "shown": 0 if flags.system & DELETED_BIT else modseq,
-            "system": flags.system & ~DELETED_BIT,
-            "keywords": " ".join(flags.keywords),
-            "thread_id": thread_id,
-            "received_at": args.received_at,
-            "sent_at": new.sent_at,
-            "size": new.size,
-            "has_attachment": int(new.has_attachment),
-        },
+        (
+            account,
+            email_id,
+            modseq,
+            modseq,
+            modseq,
+            0 if flags.system & DELETED_BIT else modseq,
+            flags.system & ~DELETED_BIT,
+            " ".join(flags.keywords),
+            thread_id,
+            args.received_at,
+            new.sent_at,
+            new.size,
+            int(new.has_attachment),
+        ),
     )
 
 
@@ -331,13 +320,7 @@ def _place(
     if not deleted:
         counts = tx.one(
             COUNT_THREAD,
-            {
-                "account_id": account,
-                "mailbox_id": box,
-                "thread_id": thread_id,
-                "emails": 1,
-                "unread": unread,
-            },
+            (account, box, thread_id, 1, unread),
         )
         emails, now_unread = counts if counts else (0, 0)
         threads = int(emails == 1)
@@ -362,18 +345,18 @@ def _place(
     uid = place[0] - 1
     tx.run(
         ADD_MEMBER,
-        {
-            "account_id": account,
-            "mailbox_id": box,
-            "uid": uid,
-            "email_id": email_id,
-            "modseq": modseq,
-            "deleted": deleted,
-            "unseen": unseen,
-            "received_at": args.received_at,
-            "thread_id": thread_id,
-            "save_date": int(tx.now),
-        },
+        (
+            account,
+            box,
+            uid,
+            email_id,
+            modseq,
+            deleted,
+            unseen,
+            args.received_at,
+            thread_id,
+            int(tx.now),
+        ),
     )
     return box, place[1], uid
 

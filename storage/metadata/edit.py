@@ -20,7 +20,7 @@ from storage.model import DRAFT, SEEN
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from storage.api import Row, Tx
+    from storage.api import Params, Row, Tx
 
 
 class Member(NamedTuple):
@@ -257,37 +257,29 @@ class Edit:
             self.tx.many(sql.ADD_MEMBER, added)
 
     def _write_removed(self, removed: Mapping[int, list[int]]) -> None:
+        now = int(self.tx.now)
         for box, uids in removed.items():
             self.tx.run(
                 sql.REMOVE_MEMBERS, {"a": self.account, "box": box, "uids": ids(uids)}
             )
             self.tx.many(
                 sql.EXPUNGE,
-                [
-                    {
-                        "account_id": self.account,
-                        "mailbox_id": box,
-                        "modseq": self.modseq,
-                        "uid": uid,
-                        "at": int(self.tx.now),
-                    }
-                    for uid in uids
-                ],
+                [(self.account, box, self.modseq, uid, now) for uid in uids],
             )
 
-    def _member_row(self, email: Edited, box: int, member: Member) -> dict[str, object]:
-        return {
-            "account_id": self.account,
-            "mailbox_id": box,
-            "uid": member.uid,
-            "email_id": email.email_id,
-            "modseq": self.modseq,
-            "deleted": member.deleted,
-            "unseen": 1 - (email.system & SEEN),
-            "received_at": email.received_at,
-            "thread_id": email.thread_id,
-            "save_date": member.save_date,
-        }
+    def _member_row(self, email: Edited, box: int, member: Member) -> Params:
+        return (
+            self.account,
+            box,
+            member.uid,
+            email.email_id,
+            self.modseq,
+            member.deleted,
+            1 - (email.system & SEEN),
+            email.received_at,
+            email.thread_id,
+            member.save_date,
+        )
 
     def _write_shown(self, changed: Iterable[Edited]) -> bool:
         """Note which emails appear and disappear for JMAP; returns whether any did."""
@@ -311,21 +303,20 @@ class Edit:
         )
 
     def _bury(self, kind: int, emails: Iterable[Edited]) -> None:
-        self.tx.many(
-            sql.BURY,
-            [
-                {
-                    "account_id": self.account,
-                    "type": kind,
-                    "modseq": self.modseq,
-                    "object_id": email.email_id,
-                    "created": email.shown,
-                    "thread_id": email.thread_id,
-                    "at": int(self.tx.now),
-                }
-                for email in emails
-            ],
-        )
+        now = int(self.tx.now)
+        rows = [
+            (
+                self.account,
+                kind,
+                self.modseq,
+                email.email_id,
+                email.shown,
+                email.thread_id,
+                now,
+            )
+            for email in emails
+        ]
+        self.tx.many(sql.BURY, rows)
 
     def _remove(self, gone: list[Edited]) -> None:
         if not gone:

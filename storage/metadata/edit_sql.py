@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import case, delete, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from storage.metadata.sql import InIds, Sql, p
+from storage.metadata.sql import InIds, Insert, Sql, p
 from storage.metadata.tables import (
     ACCOUNT,
     DESTROYED,
@@ -76,9 +76,9 @@ SET_DELETED = Sql(
     update(MAILBOX_EMAIL).where(*_in_box).values(deleted=p("on"), modseq=p("m"))
 )
 REMOVE_MEMBERS = Sql(delete(MAILBOX_EMAIL).where(*_in_box))
-ADD_MEMBER = Sql(insert(MAILBOX_EMAIL), tuple(MAILBOX_EMAIL.c.keys()))
-EXPUNGE = Sql(insert(EXPUNGED), tuple(EXPUNGED.c.keys()))
-BURY = Sql(insert(DESTROYED), tuple(DESTROYED.c.keys()))
+ADD_MEMBER = Insert(insert(MAILBOX_EMAIL), tuple(MAILBOX_EMAIL.c.keys()))
+EXPUNGE = Insert(insert(EXPUNGED), tuple(EXPUNGED.c.keys()))
+BURY = Insert(insert(DESTROYED), tuple(DESTROYED.c.keys()))
 
 _row = (_e.account_id == p("a"), InIds(_e.email_id, "emails"))
 DROP_EMAILS = Sql(delete(EMAIL).where(*_row))
@@ -137,7 +137,7 @@ COUNT_BOX = Sql(
 )
 THREADS = Sql(select(_mt.thread_id, _mt.emails, _mt.unread).where(*_box_threads))
 _thread = upsert(MAILBOX_THREAD)
-SET_THREAD = Sql(
+SET_THREAD = Insert(
     _thread.on_conflict_do_update(
         index_elements=["account_id", "mailbox_id", "thread_id"],
         set_={"emails": _thread.excluded.emails, "unread": _thread.excluded.unread},

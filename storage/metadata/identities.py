@@ -146,15 +146,7 @@ def destroy(tx: Tx, account: int, identity_id: int) -> int:
     tx.run(DELETE, {"a": account, "key": identity_id})
     tx.run(
         edit_sql.BURY,
-        {
-            "account_id": account,
-            "type": TYPE_IDENTITY,
-            "modseq": modseq,
-            "object_id": identity_id,
-            "created": row[9],
-            "thread_id": 0,
-            "at": int(tx.now),
-        },
+        (account, TYPE_IDENTITY, modseq, identity_id, row[9], 0, int(tx.now)),
     )
     tx.run(TOUCH, {"a": account})
     return modseq

@@ -48,6 +48,26 @@ class Sql:
         return self._sqlite
 
 
+class Insert(Sql):
+    """An INSERT whose rows are tuples in the order of ``columns``.
+
+    Binding by place costs half of binding by name, and these are wide.
+    """
+
+    __slots__ = ()
+
+    @property
+    def sqlite(self) -> str:
+        """The text for SQLite, with ``?`` for the columns in their order."""
+        if not self._sqlite:
+            text = _compile(self._clause, self._columns, SQLITE)
+            names = [match[1] for match in BOUND.finditer(text)]
+            if names != self._columns:
+                raise ValueError(f"columns are not in the table's order: {names}")
+            self._sqlite = BOUND.sub("?", text)
+        return self._sqlite
+
+
 def _compile(clause: ClauseElement, columns: list[str] | None, dialect: Dialect) -> str:
     compiled: Any = clause.compile(dialect=dialect, column_keys=columns)
     required = {name for name, bind in compiled.binds.items() if bind.required}

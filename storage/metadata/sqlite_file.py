@@ -14,10 +14,10 @@ from mailserverd.core.log import get_logger
 from storage.metadata.sql import EMPTY
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from mailserverd.core.ports import Clock
-    from storage.api import Row, Work
+    from storage.api import Params, Row, Work
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -49,20 +49,20 @@ class SqliteTx:
         self._many = connection.executemany
         self.now = now
 
-    def all(self, statement: Any, params: Mapping[str, object] = EMPTY) -> list[Row]:
+    def all(self, statement: Any, params: Params = EMPTY) -> list[Row]:
         """Return all rows."""
         return self._execute(statement.sqlite, params).fetchall()
 
-    def one(self, statement: Any, params: Mapping[str, object] = EMPTY) -> Row | None:
+    def one(self, statement: Any, params: Params = EMPTY) -> Row | None:
         """Return the first row, or None."""
         row: Row | None = self._execute(statement.sqlite, params).fetchone()
         return row
 
-    def run(self, statement: Any, params: Mapping[str, object] = EMPTY) -> int:
+    def run(self, statement: Any, params: Params = EMPTY) -> int:
         """Execute and return the number of rows it touched."""
         return self._execute(statement.sqlite, params).rowcount
 
-    def many(self, statement: Any, rows: Sequence[Mapping[str, object]]) -> None:
+    def many(self, statement: Any, rows: Sequence[Params]) -> None:
         """Execute once per row."""
         self._many(statement.sqlite, rows)
 

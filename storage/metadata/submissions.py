@@ -151,15 +151,7 @@ def destroy(tx: Tx, account: int, submission_id: int) -> int:
     tx.run(DELETE, {"a": account, "key": submission_id})
     tx.run(
         edit_sql.BURY,
-        {
-            "account_id": account,
-            "type": TYPE_SUBMISSION,
-            "modseq": modseq,
-            "object_id": submission_id,
-            "created": row[10],
-            "thread_id": 0,
-            "at": int(tx.now),
-        },
+        (account, TYPE_SUBMISSION, modseq, submission_id, row[10], 0, int(tx.now)),
     )
     tx.run(TOUCH, {"a": account})
     return modseq
