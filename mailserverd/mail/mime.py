@@ -282,6 +282,10 @@ def _languages(fields: Fields) -> tuple[str, ...]:
 
 def _line_counts(octets: Octets, entities: Sequence[Entity]) -> list[int]:
     """Lines of each body, counting every octet once however deep the nesting."""
+    if len(entities) == 1:
+        start, end = entities[0].body_start, entities[0].body_end
+        count = octets.count(b"\n", start, end)
+        return [count + (end > start and octets[end - 1 : end] != b"\n")]
     places = sorted({p for e in entities for p in (e.body_start, e.body_end)})
     before = {places[0]: 0}
     total = 0

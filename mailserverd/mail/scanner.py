@@ -255,11 +255,9 @@ class Scan:
 
 def _fields(block: bytes) -> list[tuple[bytes, bytes]]:
     """Return lower-case names and unfolded values; both empty for a line of junk."""
-    if b"\r" in block:
-        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"")
-    if b"\x00" in block:
-        block = block.replace(b"\x00", b"")
-    block = block.replace(b"\n ", b" ").replace(b"\n\t", b"\t")
+    block = block.translate(None, b"\r\x00").replace(b"\n ", b" ")
+    if b"\n\t" in block:
+        block = block.replace(b"\n\t", b"\t")
     return [(name.lower(), value) for name, value in _LINE.findall(block)]
 
 
