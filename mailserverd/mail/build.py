@@ -84,7 +84,8 @@ class BodyPart:
 
     ``content`` holds decoded octets; text is in ``charset`` with any line ends.
     ``name`` is the file name, ``cid`` goes without brackets.  ``encoding`` "" lets
-    the content decide; "7bit", "8bit", "quoted-printable" and "base64" insist.
+    the content decide; "7bit", "8bit", "quoted-printable" and "base64" insist, and
+    "base64" keeps the octets as they are (a text attachment).
     """
 
     type: str
@@ -228,7 +229,7 @@ def encode_body(part: BodyPart, *, eight_bit: bool = False) -> tuple[str, bytes]
         ("utf-16", "utf-32")
     )
     text = main == "text" and not wide
-    if text:
+    if text and part.encoding != "base64":
         data = crlf(data)
     encoding = part.encoding or (_for_text(data, eight_bit) if text else "base64")
     if encoding in {"7bit", "8bit"} and not _fits(data, encoding):
