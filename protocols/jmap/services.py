@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mailserverd.services.search import Search
-    from mailserverd.services.submission import Submission
 
     from auth.people.authenticate import Authenticator
     from auth.people.directory import Directory
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from mailserverd.services.mailboxes import Mailboxes
     from mailserverd.services.messages import Messages
     from mailserverd.services.receive import Receive
+    from mailserverd.services.submission import Submission
     from mailserverd.services.submissions import Submissions
 
 CORE = "urn:ietf:params:jmap:core"
@@ -37,8 +37,9 @@ class Limits:
     max_objects_in_get: int = 1000
     max_objects_in_set: int = 1000
     max_size_message: int = 70_000_000
+    max_size_submission: int = 50 * 1024 * 1024
     max_size_attachments: int = 50_000_000
-    max_size_mailbox_name: int = 200
+    max_size_mailbox_name: int = 255
     max_mailbox_depth: int = 20
     max_keywords: int = 100
     max_recipients: int = 1000

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from protocols.jmap.services import CORE, MAIL, SUBMISSION, WEBSOCKET
+from protocols.jmap.submission import EXTENSIONS, MAX_DELAY
 from protocols.jmap.wire import ids, ijson
 
 if TYPE_CHECKING:
@@ -109,5 +110,8 @@ class Sessions:
                 "emailQuerySortOptions": SORTS,
                 "mayCreateTopLevelMailbox": True,
             },
-            SUBMISSION: {"maxDelayedSend": 0, "submissionExtensions": {"DSN": []}},
+            SUBMISSION: {
+                "maxDelayedSend": MAX_DELAY,
+                "submissionExtensions": EXTENSIONS,
+            },
         }

@@ -11,10 +11,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mailserverd.services.identities import Identities
+from mailserverd.services.submission import Submission
 from mailserverd.services.submissions import Submissions
 from protocols.jmap.services import CORE, MAIL, SUBMISSION, Services, Settings
 from protocols.jmap.site import JmapSite
 from protocols.web import Body, Head
+from storage.model import Flags
 from tests.lib.mailhost import PASSWORD, mail_host, offload
 
 if TYPE_CHECKING:
@@ -110,8 +112,6 @@ class Jmap:
         self, raw: bytes | str, role: str = "inbox", at: int = ARRIVED, **flags: Any
     ) -> str:
         """Put a message into a mailbox; returns its Email id."""
-        from storage.model import Flags
-
         octets = raw if isinstance(raw, bytes) else raw.replace("\n", "\r\n").encode()
         box = int(self.roles[role][1:])
         added = await self.host.receive.store_message(
@@ -147,13 +147,14 @@ class Jmap:
 
 def services_of(host: MailHost, settings: Settings | None = None) -> Services:
     """Return what JMAP needs, from a mail host."""
-    optional: Any = {"search": None, "submission": None}
+    optional: Any = {"search": None}
     return Services(
         mailboxes=host.mailboxes,
         messages=host.messages,
         identities=Identities(host.shards, host.changes),
         submissions=Submissions(host.shards, host.changes),
         receive=host.receive,
+        submission=Submission(host.receive),
         authenticator=host.authenticator,
         directory=host.directory,
         changes=host.changes,

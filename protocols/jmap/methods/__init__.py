@@ -22,6 +22,11 @@ from protocols.jmap.methods import (
     mailbox_query_changes,
     mailbox_set,
     snippet_get,
+    submission_changes,
+    submission_get,
+    submission_query,
+    submission_query_changes,
+    submission_set,
     thread_changes,
     thread_get,
 )
@@ -48,4 +53,9 @@ METHODS = (
     identity_get.METHOD,
     identity_changes.METHOD,
     identity_set.METHOD,
+    submission_get.METHOD,
+    submission_changes.METHOD,
+    submission_query.METHOD,
+    submission_query_changes.METHOD,
+    submission_set.METHOD,
 )
