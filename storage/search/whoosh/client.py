@@ -51,6 +51,7 @@ class Process:
         self._turn = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._starting: asyncio.Future[None] | None = None
         self._failed_at = -_AGAIN_AFTER
 
     @property
@@ -104,6 +105,11 @@ class Process:
         return decode(await reader.readexactly(length), head)
 
     async def _start(self) -> None:
+        """Start the process; one whose caller is cancelled starts all the same."""
+        self._starting = asyncio.ensure_future(self._launch())
+        await asyncio.shield(self._starting)
+
+    async def _launch(self) -> None:
         loop = asyncio.get_running_loop()
         if loop.time() < self._failed_at + _AGAIN_AFTER:
             raise ConnectionError("search worker failed a moment ago")
@@ -126,6 +132,9 @@ class Process:
 
     async def _stop(self, *, at_once: bool) -> None:
         """Close the socket and wait for the process; ``at_once`` kills it."""
+        if self._starting:
+            await asyncio.wait([self._starting])
+            self._starting = None
         streams, self._streams = self._streams, None
         process, self._process = self._process, None
         if streams:

@@ -9,7 +9,6 @@ from storage.search.whoosh.schema import LETTERS, META, NO_EMAIL, words_of
 from storage.text import And, Not, Or, Query, Term
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Iterable, Iterator
 
     from storage.search.whoosh.postings import Postings
@@ -143,7 +142,7 @@ def _consecutive(lists: list[list[Postings]]) -> Iterator[int]:
             yield number
 
 
-def _places(lists: list[Postings]) -> dict[int, array[int]]:
+def _places(lists: list[Postings]) -> dict[int, list[int]]:
     """Return the positions of any of the words, by document."""
     found = lists[0].places()
     for postings in lists[1:]:

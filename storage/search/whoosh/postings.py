@@ -52,11 +52,11 @@ class Postings(NamedTuple):
     counts: array[int]
     positions: array[int]
 
-    def places(self) -> dict[int, array[int]]:
+    def places(self) -> dict[int, list[int]]:
         """Return the positions by document."""
-        found, at = {}, 0
+        positions, found, at = self.positions.tolist(), {}, 0
         for document, count in zip(self.documents, self.counts, strict=True):
-            found[document] = self.positions[at : at + count]
+            found[document] = positions[at : at + count]
             at += count
         return found
 
@@ -161,7 +161,12 @@ class WordsWriter:
     def close(self) -> None:
         """Write the file."""
         self.is_closed = True
-        write = self._file.write
+        try:
+            self._write(self._file.write)
+        finally:
+            self._file.close()
+
+    def _write(self, write: Callable[[bytes], object]) -> None:
         write(_MAGIC)
         index, offset = _write_blocks(write, self._entries(), len(_MAGIC))
         write(_octets(self._emails))
@@ -169,7 +174,6 @@ class WordsWriter:
         write(table)
         where = offset + 8 * len(self._emails)
         write(_TRAILER.pack(offset, where, len(self._emails), zlib.crc32(table)))
-        self._file.close()
 
     def _entries(self) -> Iterator[tuple[bytes, bytes]]:
         own = (
@@ -223,7 +227,7 @@ def _renumbered(entries: Iterable[Entry], numbers: dict[int, int]) -> Iterator[E
             if number in numbers:
                 left.documents.append(numbers[number])
                 left.counts.append(len(places))
-                left.positions.extend(places)
+                left.positions.fromlist(places)
         if left.documents:
             yield key, left
 
