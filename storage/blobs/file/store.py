@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 import zstandard
 
 from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.metrics import counter
 from mailserverd.core.ports import Clock, Offload, SystemClock
 from storage.blobs.file.appender import Appender
 from storage.blobs.file.files import Files
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from storage.model import BlobRef
 
 T = TypeVar("T")
+PUTS = counter("blob_puts", "Blobs stored")
 INLINE = 256 * 1024  # octets hashed or read on the loop: well under a millisecond
 CHUNK = 256 * 1024  # of a stream
 _COPY = 1 << 20  # of a file being stored
@@ -180,6 +182,7 @@ class FileBlobStore:
         if self._closed:
             raise MailError(Kind.UNAVAILABLE, "blob store is closed")
         refs = await self._run(self._write_sealed, (payload,))
+        PUTS.inc()
         return refs[0]
 
     def expect(self, change: int) -> None:
@@ -190,7 +193,9 @@ class FileBlobStore:
         self._group.expect(change)
 
     def _append(self, payloads: Sequence[Payload]) -> list[BlobRef]:
-        return _told(self._appender.append, payloads)
+        refs = _told(self._appender.append, payloads)
+        PUTS.inc(len(refs))
+        return refs
 
     def _write_sealed(self, payloads: Iterable[Payload]) -> list[BlobRef]:
         return _told(self._appender.write_sealed, payloads)
