@@ -2,7 +2,8 @@
 
 Every failed login is charged to three accounts: (user, network), network, and user.
 Past its allowance each further failure doubles the wait; charges halve with time.
-Networks are /24 (IPv4) and /64 (IPv6).  From a network where a user has logged in
+Networks are /24 (IPv4) and /64 (IPv6); loopback, where proxies and webmail sit, is
+charged per user only.  From a network where a user has logged in
 before, only the failures of that user there count: others' guesses, from anywhere,
 do not lock the owner out.  Bounded: the oldest entries go first.
 """
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mailserverd.core.ports import Clock
 
 Key = tuple[str, str]
+LOOPBACK = frozenset({"127.0.0.0/24", "::/64"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,9 +84,10 @@ class Throttle:
 
     def _keys(self, user: str, network: str) -> tuple[tuple[Key, float], ...]:
         rule = self._allowance
+        whole = math.inf if network in LOOPBACK else rule.network
         return (
             ((user, network), rule.user_and_network),
-            (("", network), rule.network),
+            (("", network), whole),
             ((user, ""), rule.user),
         )
 

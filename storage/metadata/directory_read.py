@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from mailserverd.core.errors import Kind, MailError
 from storage.directory import (
@@ -54,18 +54,27 @@ TARGETS = Sql(
     .order_by(T.position)
 )
 IS_LIVE = ACCOUNT.c.state.in_(LIVE)
-FIRST_OF_DOMAIN = Sql(
+ADMIN_OF_DOMAIN = Sql(
     select(A.account_id)
     .join(ACCOUNT, ACCOUNT.c.account_id == A.account_id)
-    .where(A.domain_id == p("domain"), IS_LIVE)
-    .order_by(ACCOUNT.c.admin.desc(), A.account_id)
+    .where(A.domain_id == p("domain"), ACCOUNT.c.admin == 1)
+    .order_by(A.account_id)
     .limit(1)
 )
-FIRST_OF_ALL = Sql(
-    select(ACCOUNT.c.account_id)
-    .where(IS_LIVE)
-    .order_by(ACCOUNT.c.admin.desc(), ACCOUNT.c.account_id)
+FIRST_OF_DOMAIN = Sql(
+    select(A.account_id)
+    .where(A.domain_id == p("domain"), A.account_id.is_not(None))
+    .order_by(A.account_id)
     .limit(1)
+)
+ADMIN = Sql(
+    select(ACCOUNT.c.account_id)
+    .where(ACCOUNT.c.admin == 1, IS_LIVE)
+    .order_by(ACCOUNT.c.account_id)
+    .limit(1)
+)
+FIRST = Sql(
+    select(ACCOUNT.c.account_id).where(IS_LIVE).order_by(ACCOUNT.c.account_id).limit(1)
 )
 ACCOUNT_COLUMNS = (
     ACCOUNT.c.account_id,
@@ -118,7 +127,6 @@ KEYS = Sql(
     .where(D.name == p("name"))
     .order_by(DKIM_KEY.c.selector)
 )
-DOMAIN_COUNT = Sql(select(func.count()).select_from(DOMAIN))
 
 
 @inline
@@ -310,7 +318,12 @@ def _expand_role(
             _expand_text(tx, into, address, detail, depth + 1)
             if into.targets or into.forwards:
                 return
-    row = tx.one(FIRST_OF_DOMAIN, {"domain": domain[0]}) if domain else None
-    row = row or tx.one(FIRST_OF_ALL)
+    key = {"domain": domain[0] if domain else 0}
+    row = (
+        tx.one(ADMIN_OF_DOMAIN, key)
+        or tx.one(FIRST_OF_DOMAIN, key)
+        or tx.one(ADMIN)
+        or tx.one(FIRST)
+    )
     if row is not None:
         into.targets.setdefault(row[0], Target(row[0], detail))

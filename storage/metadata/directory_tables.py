@@ -15,6 +15,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 
 DIRECTORY = MetaData()
@@ -48,6 +49,12 @@ ACCOUNT = Table(
     Column("created", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),  # of its last change
     Index("account_version", "version"),
+    Index(
+        "account_admin",
+        "admin",
+        sqlite_where=text("admin = 1"),
+        postgresql_where=text("admin = 1"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -59,6 +66,7 @@ ADDRESS = Table(
     Column("account_id", Integer, nullable=True),  # NULL: an alias
     Column("created", BigInteger, nullable=False),
     Index("address_account", "account_id"),
+    Index("address_domain_account", "domain_id", "account_id"),
     sqlite_with_rowid=False,
 )
 

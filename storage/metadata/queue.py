@@ -158,7 +158,8 @@ class MailQueue:
     # --- keeping house --------------------------------------------------------
 
     async def purge(self, before: int, limit: int = 500) -> int:
-        """Forget what was finished before a time; returns how many messages."""
+        """Forget what ended before a time; returns how many messages and acceptances
+        went (call again until none do)."""
         return await self._database.write(queue_admin.purge, 0, (before, limit))
 
     async def live_blobs(self, hashes: Sequence[bytes]) -> frozenset[bytes]:

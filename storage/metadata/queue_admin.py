@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from storage.api import Tx
     from storage.model import BlobRef
 
-M, R = MESSAGE.c, RECIPIENT.c
+M, R, A = MESSAGE.c, RECIPIENT.c, ACCEPTANCE.c
 QUEUED, LEASED, HELD = int(State.QUEUED), int(State.LEASED), int(State.HELD)
 CANCELLED = int(State.CANCELLED)
 
@@ -77,42 +77,41 @@ LISTED = Sql(
 DEPTHS = Sql(
     select(R.state, func.count()).where(R.state.in_(rows.WAITING)).group_by(R.state)
 )
-NOTICE_COUNT = Sql(
-    select(func.count()).select_from(RECIPIENT).where(R.notice.is_not(None))
-)
+NOTICE_COUNT = Sql(select(func.count()).select_from(RECIPIENT).where(R.notice > 0))
 OLDEST = Sql(select(M.created).where(M.finished == 0).order_by(M.message).limit(1))
 NEXT_DUE = Sql(select(R.due).where(R.due.is_not(None)).order_by(R.due).limit(1))
-ACCEPTED = Sql(
-    select(func.count()).select_from(ACCEPTANCE).where(ACCEPTANCE.c.open > 0)
-)
+ACCEPTED = Sql(select(func.count()).select_from(ACCEPTANCE).where(A.open > 0))
 
 OLD_MESSAGES = Sql(
-    select(M.message)
+    select(M.message, M.hash)
     .where(M.finished > 0, M.finished < p("before"))
     .order_by(M.finished)
     .limit(p("count"))
 )
 DELETE_RECIPIENTS = Sql(delete(RECIPIENT).where(InIds(R.message, "numbers")))
 DELETE_MESSAGES = Sql(delete(MESSAGE).where(InIds(M.message, "numbers")))
-DELETE_ACCEPTANCES = Sql(
-    delete(ACCEPTANCE).where(ACCEPTANCE.c.open == 0, ACCEPTANCE.c.created < p("before"))
+OLD_ACCEPTANCES = Sql(
+    select(A.acceptance, A.hash)
+    .where(A.open == 0, A.created < p("before"))
+    .order_by(A.created)
+    .limit(p("count"))
 )
 DELETE_TARGETS = Sql(
-    delete(ACCEPTANCE_TARGET).where(
-        ~exists().where(ACCEPTANCE.c.acceptance == ACCEPTANCE_TARGET.c.acceptance)
-    )
+    delete(ACCEPTANCE_TARGET).where(ACCEPTANCE_TARGET.c.acceptance == p("which"))
 )
-DELETE_BLOBS = Sql(
+DELETE_ACCEPTANCE = Sql(delete(ACCEPTANCE).where(A.acceptance == p("which")))
+DELETE_BLOB = Sql(
     delete(BLOB).where(
+        BLOB.c.hash == p("of_hash"),
         ~exists().where(M.hash == BLOB.c.hash),
-        ~exists().where(ACCEPTANCE.c.hash == BLOB.c.hash),
+        ~exists().where(A.hash == BLOB.c.hash),
     )
 )
 IS_LIVE = Sql(
     select(
         or_(
             exists().where(M.hash == p("hash"), M.finished == 0),
-            exists().where(ACCEPTANCE.c.hash == p("hash"), ACCEPTANCE.c.open > 0),
+            exists().where(A.hash == p("hash"), A.open > 0),
         )
     )
 )
@@ -226,20 +225,21 @@ def next_due(tx: Tx, _account: int, _args: None) -> int:
 
 @heavy
 def purge(tx: Tx, _account: int, args: tuple[int, int]) -> int:
-    """Forget (before, at most) finished messages and applied acceptances.
+    """Forget (before, at most) finished messages, and applied acceptances.
 
-    Returns how many messages went; call again while that is the limit.
+    Returns how many went; call again until none do.
     """
     before, limit = args
     key = {"before": before, "count": limit}
-    numbers = [row[0] for row in tx.all(OLD_MESSAGES, key)]
-    if numbers:
-        tx.run(DELETE_RECIPIENTS, {"numbers": ids(numbers)})
-        tx.run(DELETE_MESSAGES, {"numbers": ids(numbers)})
-    if tx.run(DELETE_ACCEPTANCES, {"before": before}):
-        tx.run(DELETE_TARGETS)
-    tx.run(DELETE_BLOBS)
-    return len(numbers)
+    messages, accepted = tx.all(OLD_MESSAGES, key), tx.all(OLD_ACCEPTANCES, key)
+    numbers = ids(row[0] for row in messages)
+    tx.run(DELETE_RECIPIENTS, {"numbers": numbers})
+    tx.run(DELETE_MESSAGES, {"numbers": numbers})
+    which = [{"which": row[0]} for row in accepted]
+    tx.many(DELETE_TARGETS, which)
+    tx.many(DELETE_ACCEPTANCE, which)
+    tx.many(DELETE_BLOB, [{"of_hash": row[1]} for row in (*messages, *accepted)])
+    return len(messages) + len(accepted)
 
 
 def live_blobs(tx: Tx, _account: int, hashes: tuple[bytes, ...]) -> frozenset[bytes]:

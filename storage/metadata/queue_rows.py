@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 M, R, B = MESSAGE.c, RECIPIENT.c, BLOB.c
 WAITING = (int(State.QUEUED), int(State.LEASED), int(State.HELD))
-IS_OPEN = or_(R.state.in_(WAITING), R.notice.is_not(None))
+IS_OPEN = or_(R.state.in_(WAITING), R.notice > 0)
 
 BLOB_COLUMNS = (
     B.hash,

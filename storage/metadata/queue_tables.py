@@ -16,6 +16,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    text,
 )
 
 QUEUE = MetaData()
@@ -98,7 +99,12 @@ RECIPIENT = Table(
     Column("notice", SmallInteger, nullable=True),  # NULL: none
     Column("delay_sent", SmallInteger, nullable=False),
     Index("queue_recipient_due", "due", "domain"),
-    Index("queue_recipient_notice", "notice"),
+    Index(
+        "queue_recipient_notice",
+        "notice",
+        sqlite_where=text("notice > 0"),
+        postgresql_where=text("notice > 0"),
+    ),
     Index("queue_recipient_domain", "domain", "state"),
     Index("queue_recipient_state", "state"),
     sqlite_with_rowid=False,
@@ -124,5 +130,11 @@ ACCEPTANCE_TARGET = Table(
     Column("target", Text, primary_key=True),
     Column("payload", LargeBinary, nullable=False),
     _int("applied"),  # when; 0 not yet
+    Index(
+        "acceptance_target_left",
+        "applied",
+        sqlite_where=text("applied = 0"),
+        postgresql_where=text("applied = 0"),
+    ),
     sqlite_with_rowid=False,
 )

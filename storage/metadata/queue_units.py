@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from storage.api import Tx
 
 SHIFT = 16  # ids: seconds, then a count within the second
-ROUNDS = 8  # look-ups of one claim: each leaves out domains that had enough
+ROUNDS = 16  # look-ups of one claim
 MAX_REPLY = 1000  # characters kept of a peer's reply
 
 M, R = MESSAGE.c, RECIPIENT.c
@@ -45,7 +45,7 @@ NEXT_TOKEN = Sql(
 )
 CANDIDATES = Sql(
     select(R.message, R.domain)
-    .where(R.due <= p("now"), ~InIds(R.domain, "busy"))
+    .where(R.due <= p("now"), ~InIds(R.domain, "busy"), ~InIds(R.message, "seen"))
     .order_by(R.due)
     .limit(p("count"))
 )
@@ -93,8 +93,11 @@ RECORD = Sql(
         notice=p("to_notice"),
     )
 )
-NOTICES = Sql(
-    select(R.message).where(R.notice.is_not(None)).distinct().limit(p("count"))
+NOTICES = Sql(  # + 0: or the planner walks the whole table in key order
+    select((R.message + 0).label("message"))
+    .where(R.notice > 0)
+    .distinct()
+    .limit(p("count"))
 )
 NOTICED = Sql(
     update(RECIPIENT)
@@ -182,7 +185,7 @@ def routing_domain(address: str) -> str:
 @inline
 def any_due(tx: Tx, _account: int, busy: tuple[str, ...]) -> bool:
     """Return whether a claim would find something."""
-    key = {"now": int(tx.now), "busy": ids(busy), "count": 1}
+    key = {"now": int(tx.now), "busy": ids(busy), "seen": ids(()), "count": 1}
     return tx.one(CANDIDATES, key) is not None
 
 
@@ -201,14 +204,19 @@ def claim(tx: Tx, _account: int, limits: ClaimLimits) -> tuple[Claim, ...]:
 
 
 def _due_pairs(tx: Tx, now: int, limits: ClaimLimits) -> list[tuple[int, str]]:
-    """Return (message, domain) pairs, at most ``per_domain`` of one domain."""
-    busy, counts = set(limits.busy), dict.fromkeys(limits.busy, limits.per_domain)
+    """Return (message, domain) pairs, at most ``per_domain`` of one domain.
+
+    Looks at the longest due first; each further round leaves out the domains that
+    have enough and the messages that are in, however many recipients they have.
+    """
+    counts = dict.fromkeys(limits.busy, limits.per_domain)
     pairs: dict[tuple[int, str], None] = {}
     scan = max(200, limits.limit * 4)
     for _ in range(ROUNDS):
-        found = tx.all(
-            CANDIDATES, {"now": now, "busy": ids(sorted(busy)), "count": scan}
-        )
+        full = [d for d, n in counts.items() if n >= limits.per_domain]
+        seen = {number for number, _ in pairs}
+        key = {"now": now, "busy": ids(full), "seen": ids(seen), "count": scan}
+        found = tx.all(CANDIDATES, key)
         for number, domain in found:
             if (number, domain) in pairs or counts.get(domain, 0) >= limits.per_domain:
                 continue
@@ -216,10 +224,8 @@ def _due_pairs(tx: Tx, now: int, limits: ClaimLimits) -> list[tuple[int, str]]:
                 return list(pairs)
             pairs[number, domain] = None
             counts[domain] = counts.get(domain, 0) + 1
-        full = {d for d, n in counts.items() if n >= limits.per_domain}
-        if len(found) < scan or full <= busy:
+        if len(found) < scan:
             break
-        busy |= full
     return list(pairs)
 
 

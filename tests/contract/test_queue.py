@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from storage.metadata.queue import MailQueue
 from storage.model import BlobRef
 from storage.queue import (
     Acceptance,
+    Claim,
     ClaimLimits,
     NewQueued,
     Notice,
@@ -359,7 +361,7 @@ def test_blobs_live_while_needed_then_purge_forgets(run: Scenario) -> None:
         await queue.applied(b"B" * 16, ["shard:0"])
         assert await queue.live_blobs(hashes) == frozenset()
         clock.move(10)
-        assert await queue.purge(int(clock.now())) == 1
+        assert await queue.purge(int(clock.now())) == 2
         with pytest.raises(MailError):
             await queue.show(claim.queue_id)
         assert await queue.purge(int(clock.now())) == 0
@@ -375,5 +377,67 @@ def test_list_pages_in_order(run: Scenario) -> None:
             seen += [entry.message.queue_id for entry in page]
         assert seen == made
         assert await queue.list(Page(sender="other@example.org")) == ()
+
+    run(scenario)
+
+
+class Failing:
+    """A database that is down."""
+
+    async def write(self, *_: Any) -> None:
+        """Fail."""
+        raise MailError(Kind.UNAVAILABLE)
+
+    read = write
+
+
+def test_a_queue_that_is_down_says_so_and_never_seems_empty() -> None:
+    async def scenario() -> None:
+        queue: Any = MailQueue(Failing())  # type: ignore[arg-type]
+        claim = Claim("0000000000", 1, "x.example", None, ())  # type: ignore[arg-type]
+        for call in (
+            queue.start(),
+            queue.enqueue(new("a@x.example")),
+            queue.claim(),
+            queue.extend(claim, 1),
+            queue.finish(claim, []),
+            queue.next_due(),
+            queue.notices(),
+            queue.noticed("0000000000", [0]),
+            queue.accept(Acceptance(b"A" * 16, blob(), b"", ())),
+            queue.applied(b"A" * 16, []),
+            queue.pending(0),
+            queue.show("0000000000"),
+            queue.list(),
+            queue.hold(),
+            queue.release(),
+            queue.retry(),
+            queue.cancel(Selection()),
+            queue.stats(),
+            queue.purge(0),
+            queue.live_blobs([]),
+            queue.move_blobs([]),
+        ):
+            with pytest.raises(MailError) as caught:
+                await call
+            assert caught.value.temporary
+        assert not queue.changed.is_set()
+
+    asyncio.run(scenario())
+
+
+def test_claiming_stays_cheap_in_a_long_queue(run: Scenario) -> None:
+    """20,000 recipients of one slow domain in front of everything else."""
+
+    async def scenario(queue: MailQueue, _clock: ManualClock) -> None:
+        for n in range(20):
+            await queue.enqueue(new(*(f"{n}-{m}@slow.example" for m in range(1000))))
+        await queue.enqueue(new("a@quick.example"))
+        started = time.perf_counter()
+        claims = await queue.claim(ClaimLimits(busy=("slow.example",)))
+        assert [c.domain for c in claims] == ["quick.example"]
+        claims = await queue.claim(ClaimLimits(limit=10, per_domain=5))
+        assert len(claims) == 5
+        assert time.perf_counter() - started < 0.5
 
     run(scenario)

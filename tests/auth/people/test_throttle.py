@@ -60,6 +60,15 @@ def test_many_networks_guessing_one_user_are_slowed_the_owner_is_not() -> None:
     assert throttle.wait("a", "home") == 0
 
 
+def test_a_proxy_on_loopback_does_not_slow_its_other_users() -> None:
+    throttle = Throttle(ManualClock(), RULE)
+    for n in range(50):
+        throttle.charge(f"user{n}", network_of("127.0.0.1"))
+    assert throttle.wait("another", network_of("127.0.0.1")) == 0
+    guess(throttle, "a", network_of("::1"), 4)
+    assert throttle.wait("a", network_of("::1")) > 0
+
+
 def test_refunds_do_not_end_a_wait_that_others_earned() -> None:
     throttle = Throttle(ManualClock(), RULE)
     for n in range(8):

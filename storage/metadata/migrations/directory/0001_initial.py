@@ -35,6 +35,13 @@ def _account() -> None:
         sa.PrimaryKeyConstraint("account_id"),
         sqlite_autoincrement=True,
     )
+    op.create_index(
+        "account_admin",
+        "account",
+        ["admin"],
+        sqlite_where=sa.text("admin = 1"),
+        postgresql_where=sa.text("admin = 1"),
+    )
     op.create_index("account_version", "account", ["version"])
 
 
@@ -49,6 +56,7 @@ def _address() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("address_account", "address", ["account_id"])
+    op.create_index("address_domain_account", "address", ["domain_id", "account_id"])
 
 
 def _alias_target() -> None:

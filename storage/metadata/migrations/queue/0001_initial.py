@@ -45,6 +45,13 @@ def _acceptance_target() -> None:
         sa.PrimaryKeyConstraint("acceptance", "target"),
         sqlite_with_rowid=False,
     )
+    op.create_index(
+        "acceptance_target_left",
+        "acceptance_target",
+        ["applied"],
+        sqlite_where=sa.text("applied = 0"),
+        postgresql_where=sa.text("applied = 0"),
+    )
 
 
 def _blob() -> None:
@@ -113,7 +120,13 @@ def _queue_recipient() -> None:
     )
     op.create_index("queue_recipient_domain", "queue_recipient", ["domain", "state"])
     op.create_index("queue_recipient_due", "queue_recipient", ["due", "domain"])
-    op.create_index("queue_recipient_notice", "queue_recipient", ["notice"])
+    op.create_index(
+        "queue_recipient_notice",
+        "queue_recipient",
+        ["notice"],
+        sqlite_where=sa.text("notice > 0"),
+        postgresql_where=sa.text("notice > 0"),
+    )
     op.create_index("queue_recipient_state", "queue_recipient", ["state"])
 
 
