@@ -11,6 +11,7 @@ do not lock the owner out.  Bounded: the oldest entries go first.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import ipaddress
 import math
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,7 @@ def _shorten(entries: dict[Key, Any], limit: int) -> None:
         del entries[next(iter(entries))]
 
 
+@functools.lru_cache(maxsize=4096)
 def network_of(peer: str) -> str:
     """Return the /24 or /64 that an address lies in; the text itself otherwise."""
     try:
