@@ -188,6 +188,24 @@ def test_after_close_a_put_is_refused(engine):
     on(engine, work)
 
 
+def test_what_is_under_way_is_finished_by_close(engine):
+    small, large = b"small" * 100, os.urandom(900_000)
+
+    async def put(store):
+        tasks = [asyncio.ensure_future(store.put(data)) for data in (small, large)]
+        await asyncio.sleep(0)
+        await store.close()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def read(store):
+        for ref, data in zip(refs, (small, large), strict=True):
+            if not isinstance(ref, MailError):
+                assert await store.read(ref) == data
+
+    refs = on(engine, put)
+    on(engine, read)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_failing_engine_fails_with_a_temporary_kind(engine, mode):
     async def work(store):

@@ -3,6 +3,10 @@
 An ``Appender`` belongs to one thread.  What ``append`` returned is durable: the
 batch was written, fdatasync returned, and for a new segment so did the directory's
 fsync.
+
+Space is not reserved ahead: a sync after an append took 0.23-0.26 ms, after
+fallocate 0.19-0.23, over zeros written before 0.10-0.11 (medians on ext4), which is
+not worth a second write of every octet nor a tail of zeros to tell from damage.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from storage.segments import (
     SegmentError,
     check_payload,
     read_footer,
+    read_record,
     scan,
 )
 
@@ -75,15 +76,18 @@ class Maintenance:
         return found
 
     def blobs(self, segment: int) -> list[BlobRef]:
-        """Return the refs of all records that a segment holds, readable ones only
-        when its footer is missing or damaged."""
+        """Return the refs of all records that a segment holds, damaged ones too:
+        what is still referenced must not be collected.  Without a footer those are
+        missing whose very header is damaged."""
         with self._reader.using(segment) as fd:
             read_at, size = self._read_at(fd), self._files.size(fd)
             try:
                 return read_footer(read_at, size)[1]
             except SegmentError:
-                found = scan(read_at, size, self._layout.store)
-                return [item.ref for item in found if isinstance(item, Found)]
+                store = self._layout.store
+                items = scan(read_at, size, store)
+                found = (_named(read_at, store, item) for item in items)
+                return [item.ref for item in found if item]
 
     def _read_at(self, fd: int) -> ReadAt:
         return lambda offset, length: self._files.read(fd, length, offset)
@@ -183,6 +187,16 @@ class _Chunks:
     def __iter__(self) -> Iterator[bytes]:
         for offset in range(self._start, self._end, _CHUNK):
             yield self._read_at(offset, min(_CHUNK, self._end - offset))
+
+
+def _named(read_at: ReadAt, store: bytes, item: Found | Damage) -> Found | None:
+    """Return a record whose header can be read, whatever its payload."""
+    if isinstance(item, Found):
+        return item
+    try:
+        return Found(item.offset, read_record(read_at, item.offset, store))
+    except SegmentError:
+        return None
 
 
 def _place(ref: BlobRef) -> tuple[int, int]:

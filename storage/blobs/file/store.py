@@ -112,6 +112,7 @@ class FileBlobStore:
             else None
         )
         self._closed = False
+        self._writing: set[asyncio.Future[list[BlobRef]]] = set()
         self._memory = asyncio.Semaphore(_IN_MEMORY)
 
     @classmethod
@@ -153,6 +154,8 @@ class FileBlobStore:
         """Finish what is pending, then close."""
         self._closed = True
         await self._group.close()
+        if self._writing:
+            await asyncio.wait(self._writing)
         self._appender.close()
         self._reader.close()
         self._layout.close()
@@ -181,9 +184,17 @@ class FileBlobStore:
     async def _put_large(self, payload: Payload) -> BlobRef:
         if self._closed:
             raise MailError(Kind.UNAVAILABLE, "blob store is closed")
-        refs = await self._run(self._write_sealed, (payload,))
+        writing = asyncio.ensure_future(self._run(self._write_sealed, (payload,)))
+        self._writing.add(writing)
+        writing.add_done_callback(self._written)
+        refs = await asyncio.shield(writing)
         PUTS.inc()
         return refs[0]
+
+    def _written(self, writing: asyncio.Future[list[BlobRef]]) -> None:
+        self._writing.discard(writing)
+        if not writing.cancelled():
+            writing.exception()  # its caller may have gone: then nobody else asks
 
     def expect(self, change: int) -> None:
         """Say that ``change`` more (or, negative, fewer) puts are about to come.
