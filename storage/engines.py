@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mailserverd.core.ports import Clock
+    from storage.api import SearchIndex
     from storage.metadata.meta import Meta
     from storage.metadata.migrate import Migrated
     from storage.metadata.sqlite import SqliteDatabase
@@ -19,6 +20,7 @@ ENGINES = {
     # (role, scheme): "module:constructor", called as the role's function below does
     ("metadata", "sqlite"): "storage.metadata.sqlite:SqliteDatabase",
     ("migrate", "sqlite"): "storage.metadata.migrate:migrate",
+    ("search", "whoosh"): "storage.search.whoosh.client:WhooshSearch",
     ("inspect", "sqlite"): "storage.metadata.migrate:inspect",
 }
 
@@ -66,3 +68,9 @@ def inspect_database(url: str) -> Meta:
     """Read what a database says of itself, without taking it."""
     meta: Meta = constructor("inspect", url)(path_of(url))
     return meta
+
+
+def open_search(url: str) -> SearchIndex:
+    """Open a search index."""
+    index: SearchIndex = constructor("search", url)(path_of(url))
+    return index

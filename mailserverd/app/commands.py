@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +112,6 @@ class Commands:
         return await status(self._settings, self._graph)
 
     async def _collect(self) -> dict[str, Any]:
-        import dataclasses  # noqa: PLC0415 - one use
-
         return dataclasses.asdict(await self._graph.collector.run())
 
 
@@ -138,8 +137,8 @@ async def status(
     """Return what is known of every database and of the blobs."""
     counts: dict[int, int] = {}
     if graph is not None:
-        for row in await graph.accounts.account_list():
-            counts[row["shard"]] = counts.get(row["shard"], 0) + 1
+        for one in await graph.accounts.account_list():
+            counts[one["shard"]] = counts.get(one["shard"], 0) + 1
     rows = []
     for name, kind, url in databases(settings):
         row: dict[str, Any] = {"name": name, "url": url, "problem": ""}

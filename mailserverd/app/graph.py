@@ -10,6 +10,7 @@ from auth.people.authenticate import Authenticator
 from mailserverd.app.accounts import accounts, hasher
 from mailserverd.app.offload import ThreadOffload
 from mailserverd.net.dns import CachingResolver
+from mailserverd.net.smtp_out import TcpConnector
 from mailserverd.services.acceptances import Acceptances
 from mailserverd.services.arrival import Context, InboundPolicy
 from mailserverd.services.changes import Changes
@@ -17,13 +18,20 @@ from mailserverd.services.collector import Collector
 from mailserverd.services.deliver import Deliver
 from mailserverd.services.figures import watch_queue
 from mailserverd.services.identities import Identities
+from mailserverd.services.indexer import Indexer
 from mailserverd.services.mailboxes import Mailboxes
 from mailserverd.services.messages import Messages
+from mailserverd.services.queue import QueueRunner, QueueSettings
 from mailserverd.services.receive import Kernel, Receive
+from mailserverd.services.relay import Relay
+from mailserverd.services.routes import Router, RouteSettings
+from mailserverd.services.search import Search
 from mailserverd.services.submission import Submission, SubmissionLimits
 from mailserverd.services.submissions import Submissions
 from mailserverd.services.upkeep import Upkeep
+from protocols.smtp.delivery import SmtpDialer
 from storage.bus.local import LocalBus
+from storage.engines import open_search
 from storage.metadata.queue import MailQueue
 
 if TYPE_CHECKING:
@@ -33,8 +41,11 @@ if TYPE_CHECKING:
     from mailserverd.core.ports import Clock, Resolver
     from mailserverd.services.accounts import Accounts
     from mailserverd.settings import Settings
+    from storage.api import SearchIndex
+    from storage.blobs.file import FileBlobStore
 
 THREADS = 4
+BUSY = 20  # messages per second
 COLLECT_EVERY = 6 * 3600.0  # seconds between runs of the collector
 COLLECT_FIRST = 300.0  # seconds after the start
 
@@ -54,19 +65,22 @@ class Graph:
     messages: Messages
     identities: Identities
     submissions: Submissions
+    index: SearchIndex
     search: Search
+    indexer: Indexer
     queue: MailQueue
     acceptances: Acceptances
     deliver: Deliver
     receive: Receive
     submission: Submission
+    relay: Relay
+    runner: QueueRunner
     collector: Collector
     upkeep: Upkeep
 
     async def recover(self) -> None:
         """Finish what a crash left, before anything is served."""
         await self.accounts.recover()
-        await self.queue.start()
 
     def apply(self, settings: Settings) -> None:
         """Take over new settings of policy and limits."""
@@ -78,6 +92,8 @@ class Graph:
             "directory": self.stores.directory.watch,
             "acceptances": lambda: self.acceptances.run(self.deliver),
             "figures": lambda: watch_queue(self.queue, self.clock),
+            "queue": self.runner.run,
+            "indexer": self.indexer.run,
             "collector": self._collect,
         }
 
@@ -96,9 +112,54 @@ class Graph:
 
     async def close(self) -> None:
         """Finish notes of what was applied, end helpers."""
+        await self.runner.drain()
+        self.relay.close()
         await self.acceptances.close()
+        await self.index.close()
         await self.resolver.close()
         self.offload.close()
+
+
+def busy(blobs: FileBlobStore, clock: Clock) -> Callable[[], bool]:
+    """Return a function that says if much mail arrives just now.
+
+    Indexing then waits, and searches look at what is not indexed themselves.
+    """
+    since, before, much = clock.monotonic(), 0, False
+
+    def asked() -> bool:
+        nonlocal since, before, much
+        elapsed = clock.monotonic() - since
+        if elapsed >= 1:
+            puts = blobs.stats().puts
+            much = (puts - before) / elapsed > BUSY
+            since, before = clock.monotonic(), puts
+        return much
+
+    return asked
+
+
+def outgoing(
+    settings: Settings, resolver: Resolver, receive: Receive, queue: MailQueue
+) -> tuple[Relay, QueueRunner]:
+    """Return the relay and the loop that drives it."""
+    outbound = settings.outbound
+    hostname = settings.server.hostname
+    routes = RouteSettings(
+        hostname, outbound.port, outbound.smarthost, outbound.allow_loopback
+    )
+    router = Router(resolver, receive.kernel.clock, routes)
+    relay = Relay(router, SmtpDialer(TcpConnector(), hostname))
+    when = QueueSettings(
+        retry_min=outbound.retry_min,
+        retry_max=outbound.retry_max,
+        give_up=outbound.give_up,
+        delay_notice=outbound.delay_notice,
+        concurrency=outbound.concurrency,
+        per_destination=outbound.per_destination,
+        drain=settings.server.drain,
+    )
+    return relay, QueueRunner(queue, relay, receive, when)
 
 
 def policy(settings: Settings, resolver: Resolver, offload: ThreadOffload) -> Context:
@@ -141,12 +202,12 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         f"{settings.server.data_dir}/spool",
     )
     receive = Receive(kernel, deliver, policy(settings, resolver, offload))
+    index = open_search(settings.storage.search)
+    people = accounts(settings, stores, offload, clock, index.drop)
+    relay, runner = outgoing(settings, resolver, receive, queue)
     limits = SubmissionLimits(
         settings.inbound.max_message_size, settings.inbound.max_recipients
     )
-
-    async def forget(account: int) -> None:
-        return None
 
     return Graph(
         stores=stores,
@@ -154,7 +215,7 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         offload=offload,
         resolver=resolver,
         changes=changes,
-        accounts=accounts(settings, stores, offload, clock, forget),
+        accounts=people,
         authenticator=Authenticator(
             stores.directory, clock, offload, hasher=hasher(settings)
         ),
@@ -162,12 +223,18 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         messages=messages,
         identities=Identities(store, changes),
         submissions=Submissions(store, changes),
-        search=None,
+        index=index,
+        search=Search(store, index, messages),
+        indexer=Indexer(
+            store, index, changes, clock, people.account_ids, busy=busy(blobs, clock)
+        ),
         queue=queue,
         acceptances=acceptances,
         deliver=deliver,
         receive=receive,
         submission=Submission(receive, limits),
+        relay=relay,
+        runner=runner,
         collector=Collector(stores.shard_dbs, queue, blobs, clock),
         upkeep=Upkeep(stores.directory, store, blobs),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mailserverd.core.errors import MailError
@@ -11,7 +10,7 @@ from storage.metadata import accounts, check, directory
 from storage.metadata import blobs as blob_units
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from auth.people.directory import Directory
     from storage.api import Database
@@ -19,8 +18,9 @@ if TYPE_CHECKING:
     from storage.metadata.shards import Shards
     from storage.model import BlobRef
 
+    Progress = Callable[[dict[str, Any]], None]
+
 PAGE = 500
-Progress = Callable[[dict[str, Any]], None] if TYPE_CHECKING else Any
 
 
 class Upkeep:

@@ -13,6 +13,7 @@ import signal
 import smtplib
 import ssl
 import subprocess
+import tempfile
 import time
 from typing import TYPE_CHECKING
 
@@ -50,12 +51,21 @@ smtp_bind_address = {address}
 DKIM = """
 Mode v
 Socket inet:{port}@127.0.0.1
-Nameservers {dns}
 AuthservID mx.peer.test
 AlwaysAddARHeader yes
 RequireSafeKeys no
 Background no
 UserID root
+ResolverConfiguration {resolver}
+"""
+UNBOUND = """
+server:
+    do-not-query-localhost: no
+    local-zone: "test" nodefault
+    module-config: iterator
+stub-zone:
+    name: "example.test"
+    stub-addr: {names}
 """
 
 
@@ -95,8 +105,14 @@ def eventually(check: Callable[[], object], limit: float = 30.0) -> object:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    home = tmp_path_factory.mktemp("interop")
+def world() -> Iterator[World]:
+    # Not pytest's directory: Postfix's users must be able to walk to their files.
+    with tempfile.TemporaryDirectory(prefix="interop-") as name:
+        pathlib.Path(name).chmod(0o755)
+        yield from build(pathlib.Path(name))
+
+
+def build(home: pathlib.Path) -> Iterator[World]:
     net = f"127.{random.randrange(64, 200)}.{random.randrange(256)}"
     mine, theirs, names = f"{net}.1", f"{net}.2", f"{net}.3"
     ours = daemon.make(home / "ours", f"{BOB}:{PASSWORD}", hostname="mx.example.test")
@@ -117,7 +133,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     )
     ours.override(f'{listeners}[dns]\nservers = ["{names}"]\n')
     milter = free_port()
-    (home / "opendkim.conf").write_text(DKIM.format(port=milter, dns=names))
+    (home / "opendkim.conf").write_text(
+        DKIM.format(port=milter, resolver=home / "unbound.conf")
+    )
+    (home / "unbound.conf").write_text(UNBOUND.format(names=names))
     uid = pathlib.Path("/var/mail").stat().st_gid
     settings = PEER.format(home=home / "peer", uid=uid, milter=milter, address=theirs)
     (home / "peer/mail").mkdir(parents=True)

@@ -56,7 +56,7 @@ mail_owner = postfix
 setgid_group = postdrop
 maillog_file = {home}/log/mail.log
 maillog_file_prefixes = {home}
-inet_interfaces = {address}
+inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
 mynetworks = 127.0.0.0/8
 alias_maps =
@@ -77,6 +77,13 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+def with_resolver(file: pathlib.Path, nameserver: str) -> list[str]:
+    """Return a command prefix (for root) under which names resolve at a server."""
+    file.write_text(f"nameserver {nameserver}\noptions timeout:1\n")
+    script = f'mount --bind {file} /etc/resolv.conf && exec "$@"'
+    return ["unshare", "-m", "sh", "-c", script, "sh"]
 
 
 class Postfix:
@@ -103,17 +110,13 @@ class Postfix:
         shutil.chown(home / "data", "postfix")
         etc = home / "etc"
         (etc / "master.cf").write_text(MASTER.format(address=address, port=self.port))
-        (etc / "main.cf").write_text(MAIN.format(home=home, address=address) + settings)
+        (etc / "main.cf").write_text(MAIN.format(home=home) + settings)
         shutil.copy("/etc/postfix/dynamicmaps.cf", etc)
 
     def _resolver(self) -> list[str]:
-        """Return a wrapper that gives Postfix a resolv.conf of its own (as root)."""
         if not self._nameserver:
             return []
-        own = self.home / "resolv.conf"
-        own.write_text(f"nameserver {self._nameserver}\noptions timeout:1\n")
-        script = f'mount --bind {own} /etc/resolv.conf && exec "$@"'
-        return ["unshare", "-m", "sh", "-c", script, "sh"]
+        return with_resolver(self.home / "resolv.conf", self._nameserver)
 
     def _postfix(
         self, *args: str, wrapper: Sequence[str] = ()
