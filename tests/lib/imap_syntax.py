@@ -221,3 +221,75 @@ def _common_extension(reader: Reader) -> list[object]:
         language = reader.nstring()
     reader.space()
     return [disposition, language, reader.nstring()]
+
+
+# --- FETCH responses -----------------------------------------------------------------
+
+_FETCH = re.compile(rb"\* ([1-9][0-9]*) FETCH \(")
+_ITEM = re.compile(
+    rb"(?:BODY|BINARY)\[[0-9A-Z.() -]*\](?:<[0-9]+>)?|[A-Z0-9.]+(?= )", re.IGNORECASE
+)
+_FLAG = re.compile(rb"\\?[A-Za-z0-9$!#&'+,./:;<=>?@^_`|~-]+")
+_NUMBERS = {b"UID", b"RFC822.SIZE"}
+
+
+def fetch(wire: bytes) -> tuple[int, dict[bytes, object]]:
+    """Check a whole FETCH response; return its sequence number and its items."""
+    match = _FETCH.match(wire)
+    if match is None:
+        raise SyntaxError(f"FETCH response expected, not {wire[:60]!r}")
+    reader = Reader(wire)
+    reader.place = match.end()
+    items: dict[bytes, object] = {}
+    while True:
+        item = _ITEM.match(wire, reader.place)
+        if item is None:
+            raise reader.fail("fetch item")
+        reader.place = item.end()
+        reader.space()
+        items[item[0].upper()] = _item(reader, item[0].upper())
+        if not reader.peek(b" "):
+            break
+        reader.space()
+    reader.take(b")")
+    reader.end()
+    return int(match[1]), items
+
+
+def _item(reader: Reader, name: bytes) -> object:
+    if name in _NUMBERS:
+        return reader.number()
+    if name == b"ENVELOPE":
+        return _envelope(reader)
+    if name in {b"BODYSTRUCTURE", b"BODY"}:
+        return _body(reader, extended=name != b"BODY")
+    if name == b"FLAGS":
+        return _flags(reader)
+    if name.startswith(b"BINARY["):
+        return _binary(reader)
+    return reader.nstring()
+
+
+def _flags(reader: Reader) -> list[bytes]:
+    reader.take(b"(")
+    found = []
+    while match := _FLAG.match(reader.wire, reader.place):
+        found.append(match[0])
+        reader.place = match.end()
+        if not reader.peek(b" "):
+            break
+        reader.space()
+    reader.take(b")")
+    return found
+
+
+def _binary(reader: Reader) -> bytes | None:
+    """A literal8 may hold NUL."""
+    if not reader.peek(b"~"):
+        return reader.nstring()
+    reader.take(b"~")
+    match = _LITERAL.match(reader.wire, reader.place)
+    if match is None:
+        raise reader.fail("literal8")
+    reader.place = match.end() + int(match[1])
+    return reader.wire[match.end() : reader.place]
