@@ -10,6 +10,7 @@ SEARCH always ask, and an idling session asks now and then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
@@ -210,6 +211,7 @@ class Views:
             held
             for held in watch.held.values()
             if held.hint > held.checked
+            and not held.gone
             and any(s.listener is not None for s in held.view.selections)
         ]
 
@@ -258,10 +260,8 @@ class Views:
         selected = next(iter(held.view.selections), None)
         if selected is None:
             return
-        try:
+        with contextlib.suppress(MailboxGoneError):  # the sessions were told
             await self.refresh(selected)
-        except MailboxGoneError:
-            self._tell(held)
 
     def _tell(self, held: _Held) -> None:
         for selected in tuple(held.view.selections):
@@ -294,7 +294,11 @@ class Views:
                 return
             held.begun += 1
             number, hint = held.begun, held.hint
-            news = await self._read(held, selected.access)
+            try:
+                news = await self._read(held, selected.access)
+            finally:
+                if held.gone:
+                    self._tell(held)
             held.done, held.checked = number, max(hint, held.checked)
         if news:
             self._tell(held)

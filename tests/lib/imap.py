@@ -14,7 +14,7 @@ from tests.lib.mailhost import PASSWORD, MailHost, mail_host, offload
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from mailserverd.core.types import Access
     from protocols.imap.session import Session
@@ -119,6 +119,7 @@ class ImapHost:
     server: Server
     port: int
     connections: set[_Connection]
+    clients: list[Client] = dataclasses.field(default_factory=list)
 
     async def client(self, user: str = USER, *, login: bool = True) -> Client:
         """Connect, read the greeting, and log in."""
@@ -126,6 +127,7 @@ class ImapHost:
             "127.0.0.1", self.port, limit=1 << 26
         )
         client = Client(reader, writer)
+        self.clients.append(client)
         client.greeting = await client.response()
         if login:
             await client.ok(f'LOGIN {user} "{PASSWORD}"')
@@ -160,15 +162,25 @@ async def imap_host(
             lambda: _Connection(server, connections, tls), "127.0.0.1", 0
         )
         port = listener.sockets[0].getsockname()[1]
+        opened = ImapHost(host, server, port, connections)
         try:
-            yield ImapHost(host, server, port, connections)
+            yield opened
         finally:
             listener.close()
+            for client in opened.clients:
+                await client.close()
             for connection in connections:
                 connection.abort()
             tasks = [c.task for c in connections if c.task is not None]
             if tasks:
                 await asyncio.wait(tasks, timeout=TIME_LIMIT)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(TIME_LIMIT):
+        while not condition():  # noqa: ASYNC110 - conditions of any kind
+            await asyncio.sleep(0.001)
 
 
 class Client:
