@@ -116,7 +116,9 @@ def _range(text: str, size: int) -> tuple[int, int] | None:
     if match[3] is not None:
         return max(0, size - int(match[3])), size
     first = int(match[1])
-    last = int(match[2]) + 1 if match[2] else size
+    if not match[2]:
+        return first, size
+    last = int(match[2]) + 1
     return (first, min(last, size)) if last > first else None
 
 

@@ -13,7 +13,7 @@ import orjson
 
 from protocols.jmap.wire import ids
 from storage.model import Condition
-from storage.text import And, Or, Term, fold, parse
+from storage.text import MAX_WORD, And, Or, Term, fold, parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,7 @@ def _in_run(run: str, start: int, words: Words) -> list[tuple[int, int]]:
     """Return the place in one run of letters: all of it, or a piece without spaces."""
     folded = fold(run)
     for word, prefix in words:
-        if folded == word or (prefix and folded.startswith(word)):
+        if folded[:MAX_WORD] == word or (prefix and folded.startswith(word)):
             return [(start, start + len(run))]
     if run.isascii() or len(folded) != len(run):
         return []
@@ -134,15 +134,14 @@ def _preview(body: str, words: Words) -> str | None:
         space = body.find(" ", start, first)
         start = space + 1 if space >= 0 else start
     end = min(len(body), start + MAX_OCTETS)
-    while True:
+    while places[0][1] <= end:
         inside = [place for place in places if start <= place[0] and place[1] <= end]
         text = _marked(body, inside, start, end)
         over = len(text.encode()) - MAX_OCTETS
         if over <= 0:
             return text
         end -= max(1, over // 4)
-        if end <= first:
-            return None  # one word fills it all
+    return None  # one word fills it all
 
 
 def _marked(text: str, places: list[tuple[int, int]], start: int, end: int) -> str:
