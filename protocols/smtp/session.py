@@ -63,7 +63,7 @@ class Session(Frame):
         self.transaction: Transaction | None = None
         self._errors = 0
         self._commands = 0
-        self._minute = 0.0
+        self._minute = self.loop.time()
 
     # --- the conversation -----------------------------------------------------
 

@@ -15,11 +15,11 @@ MAX_PARAMETERS = 16
 _VERB = re.compile(rb"[A-Za-z]{1,16}")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PARAMETER = re.compile(
-    "([A-Za-z0-9][A-Za-z0-9-]{0,63})(?:=([!-<>-~\u0080-\U0010ffff]+))?"
+    "([A-Za-z0-9][A-Za-z0-9-]{0,63})(?:=([!-<>-~\u00a0-\U0010ffff]+))?"
 )
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 _XCHAR = re.compile(r"\+([0-9A-F]{2})")
-_HELO = re.compile("[!-~\u0080-\U0010ffff]{1,255}")
+_HELO = re.compile("[!-~\u00a0-\U0010ffff]{1,255}")
 _SIZE = re.compile(r"[0-9]{1,20}")
 
 
