@@ -94,7 +94,7 @@ class Authenticator:
         AUTH_FAILED does not tell, also not by its time, whether the user exists.
         """
         try:
-            principal = await self._check(user, password, network_of(peer))
+            principal = await self._check(user, password, network_of(peer) or "local")
         except MailError as error:
             LOGINS.labels(protocol, error.kind.name.lower()).inc()
             log.warning(

@@ -73,6 +73,10 @@ class Directory:
         addressing: Addressing = ADDRESSING,
     ) -> None:
         self.shards = tuple(shards)
+        if len(set(self.shards)) < len(self.shards):
+            raise MailError(
+                Kind.UNAVAILABLE, "two shards have one UUID: one is a copy of the other"
+            )
         self._database = database
         self._clock = clock
         self._addressing = addressing
@@ -88,6 +92,8 @@ class Directory:
     async def start(self) -> None:
         """Load where every account lives."""
         self._take(await self._database.read(units.load, 0, self._version))
+        if elsewhere := self._shard_of.count(ELSEWHERE):
+            log.error("accounts-on-unknown-shards", accounts=elsewhere)
 
     async def watch(self) -> None:
         """Notice other processes' changes until cancelled."""

@@ -16,7 +16,7 @@ class Lease:
     """Held from construction to ``release``; the kernel ends it with the process."""
 
     def __init__(self, path: str) -> None:
-        self.path = f"{path}.lock"
+        self.path = f"{os.path.realpath(path)}.lock"
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
             self._fd = os.open(self.path, flags, 0o600)

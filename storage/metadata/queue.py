@@ -80,9 +80,12 @@ class MailQueue:
             self.changed.set()
         return done
 
-    async def next_due(self) -> int:
-        """Return when the next attempt is due or a lease lapses; 0: never."""
-        return await self._database.read(queue_admin.next_due, 0, None)
+    async def next_due(self, busy: Sequence[str] = ()) -> int:
+        """Return when the next attempt is due or a lease lapses; 0: never.
+
+        Name the domains that a claim would leave out, or this time may be past.
+        """
+        return await self._database.read(queue_admin.next_due, 0, tuple(busy))
 
     async def notices(self, limit: int = 50) -> tuple[Entry, ...]:
         """Return messages whose sender is to be told (DSN), with those recipients.

@@ -79,7 +79,12 @@ DEPTHS = Sql(
 )
 NOTICE_COUNT = Sql(select(func.count()).select_from(RECIPIENT).where(R.notice > 0))
 OLDEST = Sql(select(M.created).where(M.finished == 0).order_by(M.message).limit(1))
-NEXT_DUE = Sql(select(R.due).where(R.due.is_not(None)).order_by(R.due).limit(1))
+NEXT_DUE = Sql(
+    select(R.due)
+    .where(R.due.is_not(None), ~InIds(R.domain, "busy"))
+    .order_by(R.due)
+    .limit(1)
+)
 ACCEPTED = Sql(select(func.count()).select_from(ACCEPTANCE).where(A.open > 0))
 
 OLD_MESSAGES = Sql(
@@ -200,8 +205,8 @@ def _checked(tx: Tx, selection: Selection) -> tuple[str, dict[str, object]]:
 def stats(tx: Tx, _account: int, _args: None) -> Stats:
     """Return depth and times."""
     depth = {row[0]: row[1] for row in tx.all(DEPTHS)}
-    notices, oldest, due, accepted = (
-        tx.one(statement) for statement in (NOTICE_COUNT, OLDEST, NEXT_DUE, ACCEPTED)
+    notices, oldest, accepted = (
+        tx.one(statement) for statement in (NOTICE_COUNT, OLDEST, ACCEPTED)
     )
     return Stats(
         depth.get(QUEUED, 0),
@@ -209,14 +214,17 @@ def stats(tx: Tx, _account: int, _args: None) -> Stats:
         depth.get(HELD, 0),
         notices[0] if notices else 0,
         oldest[0] if oldest else 0,
-        due[0] if due else 0,
+        next_due(tx, 0, ()),
         accepted[0] if accepted else 0,
     )
 
 
-def next_due(tx: Tx, _account: int, _args: None) -> int:
-    """Return when the next attempt is due or a lease lapses; 0: never."""
-    row = tx.one(NEXT_DUE)
+def next_due(tx: Tx, _account: int, busy: tuple[str, ...]) -> int:
+    """Return when the next attempt is due or a lease lapses; 0: never.
+
+    Domains that are ``busy`` do not count.
+    """
+    row = tx.one(NEXT_DUE, {"busy": ids(busy)})
     return row[0] if row else 0
 
 

@@ -226,6 +226,9 @@ def test_claim_respects_limits_per_domain_and_busy_domains(run: Scenario) -> Non
         assert domains.count("big.example") == 5
         assert domains.count("small.example") == 1
         assert await queue.claim(ClaimLimits(busy=("big.example",))) == ()
+        now = int(_clock.now())
+        assert await queue.next_due() == now
+        assert await queue.next_due(["big.example"]) == now + ClaimLimits().lease
         assert len(await queue.claim(ClaimLimits(limit=3))) == 3
 
     run(scenario)

@@ -348,7 +348,11 @@ def test_one_process_owns_a_file(tmp_path: pathlib.Path) -> None:
             assert str(other.pid) in caught.value.text
         finally:
             other.kill()
-    asyncio.run(SqliteDatabase(path, SystemClock()).close())
+    os.symlink(path, f"{path}.link")
+    database = SqliteDatabase(path, SystemClock())
+    with pytest.raises(MailError):
+        SqliteDatabase(f"{path}.link", SystemClock())
+    asyncio.run(database.close())
 
 
 def test_only_a_database_of_the_right_kind_and_schema_is_opened(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from auth.people import addresses
-from auth.people.directory import POLL, Addressing, Resolution, Target
+from auth.people.directory import POLL, Addressing, Directory, Resolution, Target
 from mailserverd.core.errors import Kind, MailError
 from storage.directory import AddAlias
 from storage.metadata import aliases
@@ -281,6 +281,15 @@ def test_unknown_accounts_have_no_shard(tmp_path: pathlib.Path) -> None:
             with pytest.raises(MailError) as caught:
                 p.directory.shard_of(account)
             assert caught.value.kind is Kind.NOT_FOUND
+
+    run(tmp_path, scenario)
+
+
+def test_a_copied_shard_is_refused(tmp_path: pathlib.Path) -> None:
+    async def scenario(p: People) -> None:
+        with pytest.raises(MailError) as caught:
+            Directory(p.directory._database, p.clock, [b"x" * 16, b"x" * 16])
+        assert "copy" in caught.value.text
 
     run(tmp_path, scenario)
 
