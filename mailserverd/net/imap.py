@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import protocol
@@ -45,11 +46,19 @@ class ImapServer:
     """All IMAP connections of this process, whatever their listener."""
 
     def __init__(self, services: ImapServices) -> None:
-        self.settings = services.settings
         self.core = Server(services)
         self.connections: set[ImapProtocol] = set()
         self.addresses: collections.Counter[str] = collections.Counter()
         self._sweeper: asyncio.Task[None] | None = None
+
+    @property
+    def settings(self) -> ImapSettings:
+        """The limits; new ones hold for new connections."""
+        return self.core.services.settings
+
+    @settings.setter
+    def settings(self, settings: ImapSettings) -> None:
+        self.core.services = dataclasses.replace(self.core.services, settings=settings)
 
     def factory(self, certificates: Certificates | None = None) -> ImapFactory:
         """Return a factory for one listener; with certificates it has STARTTLS."""

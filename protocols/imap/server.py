@@ -22,7 +22,7 @@ class Server:
     """Makes sessions and looks after them."""
 
     def __init__(self, services: ImapServices) -> None:
-        self._services = services
+        self.services = services
         self.views = Views(
             services.messages,
             services.mailboxes,
@@ -36,7 +36,7 @@ class Server:
     def connect(self, transport: Transport) -> Session:
         """Return the session of a new connection; run it in a task."""
         session = Session(
-            self._services, REGISTRY, self.views, self._per_account, transport
+            self.services, REGISTRY, self.views, self._per_account, transport
         )
         self.sessions.add(session)
         session.on_end = self.sessions.discard
@@ -47,7 +47,7 @@ class Server:
 
         Now and then, ask for changes whose announcement was lost.
         """
-        now = self._services.clock.monotonic()
+        now = self.services.clock.monotonic()
         for session in tuple(self.sessions):
             session.check(now)
         if now - self._polled > POLL:

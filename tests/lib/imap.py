@@ -8,15 +8,16 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
+from mailserverd.core.errors import Kind, MailError
+from mailserverd.services.search import Search
 from protocols.imap.server import Server
 from protocols.imap.services import ImapServices, ImapSettings
 from tests.lib.mailhost import PASSWORD, MailHost, mail_host, offload
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
 
-    from mailserverd.core.types import Access
     from protocols.imap.session import Session
 
 USER = "alice@example.org"
@@ -24,35 +25,11 @@ TIME_LIMIT = 10.0
 LITERAL = re.compile(rb"\{(\d+)\}\r\n\Z")
 
 
-class SubstringSearch:
-    """``services.search`` as IMAP needs it, by reading every text."""
+class NoIndex:
+    """IMAP's substring search looks at texts: an index that is never asked."""
 
-    def __init__(self, host: MailHost) -> None:
-        self._host = host
-
-    async def imap_substring(
-        self, access: Access, email_ids: Sequence[int], field: str, needle: str
-    ) -> set[int]:
-        """Return ids whose field contains the text."""
-        texts = await self._host.messages.search_text(access, email_ids)
-        wanted = needle.casefold()
-        found = set()
-        for email_id, (headers, body) in texts.items():
-            lines = headers.casefold().split("\n")
-            if field == "body":
-                hay = body.casefold()
-            elif field == "text":
-                hay = "\n".join(lines) + "\n" + body.casefold()
-            else:
-                name = field.removeprefix("header:")
-                hay = "\n".join(
-                    line.partition(": ")[2]
-                    for line in lines
-                    if line.partition(": ")[0] == name
-                )
-            if wanted in hay:
-                found.add(email_id)
-        return found
+    async def search(self, *_: object) -> Any:
+        raise MailError(Kind.UNAVAILABLE, "no index here")
 
 
 class _Connection(asyncio.Protocol):
@@ -148,7 +125,7 @@ async def imap_host(
         services = ImapServices(
             mailboxes=host.mailboxes,
             messages=host.messages,
-            search=SubstringSearch(host),  # type: ignore[arg-type]
+            search=Search(host.shards, NoIndex(), host.messages),
             receive=host.receive,
             authenticator=host.authenticator,
             changes=host.changes,
