@@ -184,6 +184,7 @@ def jmap_services(graph: Graph, settings: Settings) -> JmapServices:
         offload=graph.offload,
         clock=graph.clock,
         settings=JmapSettings(
+            hostname=settings.server.hostname,
             public_url=settings.server.public_url,
             plaintext_auth=settings.limits.plaintext_auth,
             allowed_origins=settings.limits.allowed_origins,

@@ -6,8 +6,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mailserverd.services.search import Search
-
     from auth.people.authenticate import Authenticator
     from auth.people.directory import Directory
     from mailserverd.core.ports import Clock, Offload
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
     from mailserverd.services.mailboxes import Mailboxes
     from mailserverd.services.messages import Messages
     from mailserverd.services.receive import Receive
+    from mailserverd.services.search import Search
     from mailserverd.services.submission import Submission
     from mailserverd.services.submissions import Submissions
 

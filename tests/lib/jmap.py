@@ -10,7 +10,9 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
+from mailserverd.core.errors import Kind, MailError
 from mailserverd.services.identities import Identities
+from mailserverd.services.search import Search
 from mailserverd.services.submission import Submission
 from mailserverd.services.submissions import Submissions
 from protocols.jmap.services import CORE, MAIL, SUBMISSION, Services, Settings
@@ -145,10 +147,18 @@ class Jmap:
         return error
 
 
+class NoIndex:
+    """An index that is down: texts are looked at one by one."""
+
+    async def search(self, *_: object) -> Any:
+        """Fail as an engine does."""
+        raise MailError(Kind.UNAVAILABLE, "no index here")
+
+
 def services_of(host: MailHost, settings: Settings | None = None) -> Services:
     """Return what JMAP needs, from a mail host."""
-    optional: Any = {"search": None}
     return Services(
+        search=Search(host.shards, NoIndex(), host.messages),
         mailboxes=host.mailboxes,
         messages=host.messages,
         identities=Identities(host.shards, host.changes),
@@ -161,7 +171,6 @@ def services_of(host: MailHost, settings: Settings | None = None) -> Services:
         offload=offload,
         clock=host.clock,
         settings=settings or Settings(hostname="mx.example.org"),
-        **optional,
     )
 
 

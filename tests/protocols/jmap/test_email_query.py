@@ -149,6 +149,45 @@ async def test_windows(jmap):
             assert found["total"] == 5
 
 
+@with_jmap()
+async def test_texts(jmap):
+    """Whole words, in fields or anywhere, found the moment they are stored."""
+    texts = {
+        "apple": {"From": "Ann Pie <ann@x.example>", "Cc": "cook@x.example"},
+        "pear": {"body": "An apple a day\n", "X_Own": "Some Value"},
+        "plum": {"Bcc": "=?utf-8?Q?K=C3=A4se?= <k@x.example>"},
+    }
+    for number, (name, fields) in enumerate(texts.items()):
+        await jmap.add(message(name, **fields), at=ARRIVED + number)
+    for given, found in (
+        ({"text": "apple"}, ["pear", "apple"]),
+        ({"text": "APPLE day"}, ["pear"]),
+        ({"text": '"apple a day"'}, ["pear"]),
+        ({"text": '"day apple"'}, []),
+        ({"subject": "apple"}, ["apple"]),
+        ({"body": "apple"}, ["pear"]),
+        ({"from": "ann"}, ["apple"]),
+        ({"from": "ann@x.example"}, ["apple"]),
+        ({"to": "alice"}, ["plum", "pear", "apple"]),
+        ({"cc": "cook"}, ["apple"]),
+        ({"bcc": "käse"}, ["plum"]),
+        ({"header": ["X-Own"]}, ["pear"]),
+        ({"header": ["x-own", "some value"]}, ["pear"]),
+        ({"header": ["x-own", "other"]}, []),
+        ({"text": "apple", "inMailbox": jmap.roles["trash"]}, []),
+        ({"text": "apple", "subject": "pear"}, ["pear"]),
+        ({"text": ""}, ["plum", "pear", "apple"]),
+        ({"operator": "NOT", "conditions": [{"text": "apple"}]}, ["plum"]),
+        (
+            {"operator": "OR", "conditions": [{"subject": "plum"}, {"cc": "cook"}]},
+            ["plum", "apple"],
+        ),
+    ):
+        assert await subjects(jmap, filter=given) == found, given
+    error = await jmap.fails("Email/query", filter={"text": "x" * 1001})
+    assert error["type"] == "invalidArguments"
+
+
 async def conversations(jmap):
     """Two threads: (1, 3, 5) and (2, 4), by age."""
     emails = []
