@@ -119,7 +119,7 @@ class QueueRunner:
 
     async def _sleep(self) -> None:
         """Wait for a change, the end of an attempt, or the next due time."""
-        due = await self._queue.next_due() if self._free else 0
+        due = await self._queue.next_due(self._full) if self._free else 0
         limit = LONGEST_SLEEP
         if due:
             limit = min(max(due - self._clock.now(), 0.05), LONGEST_SLEEP)
@@ -139,6 +139,12 @@ class QueueRunner:
     def _free(self) -> int:
         return max(self._settings.concurrency - len(self._running), 0)
 
+    @property
+    def _full(self) -> tuple[str, ...]:
+        """Domains with as many attempts under way as they may have."""
+        most = self._settings.per_destination
+        return tuple(d for d, count in self._busy.items() if count >= most)
+
     async def claim(self) -> int:
         """Start attempts on what is due; returns how many."""
         if not self._free:
@@ -147,7 +153,7 @@ class QueueRunner:
         limits = ClaimLimits(
             limit=self._free,
             per_domain=each,
-            busy=tuple(d for d, count in self._busy.items() if count >= each),
+            busy=self._full,
             lease=LEASE,
         )
         claims = await self._queue.claim(limits)
