@@ -1,0 +1,93 @@
+"""No statement of the shard scans a table or sorts without need.
+
+SQLite's planner is asked, with the statistics that a shard is made with.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy.dialects import postgresql
+
+from storage.metadata.sql import Sql
+from tests.lib.shard import Shard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODULES = (
+    "accounts",
+    "blobs",
+    "boxes",
+    "changes",
+    "copies",
+    "deliver",
+    "edit_sql",
+    "identities",
+    "mailboxes",
+    "messages",
+    "prune",
+    "query",
+    "query_filter",
+    "query_sort",
+    "submissions",
+    "texts",
+    "threads",
+)
+KNOWN = {  # what may scan or sort, and why
+    "messages.VANISHED": "tombstones are kept by modseq, told by uid",
+    "threads.EMAILS": "a handful of emails each",
+    "prune.DEAD_KEYS": "a look at the whole account, once a day",
+    "query_filter.ELSEWHERE": "a look at the whole account, off the loop",
+    "query_filter.THREAD_FLAGS": "a look at the whole account, off the loop",
+    "texts.LAST": "ends at the first row",
+}
+BIG = "email|email_state|mailbox_email|mailbox_thread|thread_key|blob|blob_owner"
+SLOW = re.compile(
+    rf"SCAN (?!json_each)|TEMP B-TREE|SEARCH ({BIG}) USING .*\(account_id=\?\)$"
+)
+BOUND = re.compile(r"(?<!:):(\w+)")
+
+
+def statements() -> Iterator[tuple[str, Sql]]:
+    for module in MODULES:
+        for name, value in vars(
+            importlib.import_module(f"storage.metadata.{module}")
+        ).items():
+            yield from named(f"{module}.{name}", value)
+
+
+def named(name: str, value: Any) -> Iterator[tuple[str, Sql]]:
+    if isinstance(value, Sql):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from named(f"{name}[{key}]", part)
+
+
+STATEMENTS = dict(statements())
+
+
+@pytest.fixture(scope="module")
+def shard():
+    return Shard()
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_statements_use_indexes(shard, name):
+    text = STATEMENTS[name].sqlite
+    values = dict.fromkeys(BOUND.findall(text), b"[]")
+    marks = (b"[]",) * text.count("?")
+    plan = shard.connection.execute(f"EXPLAIN QUERY PLAN {text}", values or marks)
+    steps = [row[3] for row in plan.fetchall()]
+    assert name in KNOWN or not any(map(SLOW.search, steps)), steps
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_statements_are_postgresql_too(name):
+    clause = STATEMENTS[name]._clause
+    text = str(clause.compile(dialect=postgresql.dialect()))
+    assert text
