@@ -27,7 +27,8 @@ START_LIMIT = 30.0
 def free_base() -> int:
     """Return a port base of which every port in use here is free."""
     for _ in range(200):
-        base = random.randrange(15000, 50000, 7)
+        # all below 32768, where the ports of outgoing connections begin
+        base = random.randrange(10000, 23600, 7)
         if all(_free(base + offset) for offset in OFFSETS):
             return base
     raise RuntimeError("no free ports")
@@ -58,6 +59,11 @@ class Daemon:
     @property
     def log_path(self) -> pathlib.Path:
         return self.home / "daemon.log"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
 
     def port(self, offset: int) -> int:
         return self.base + offset
