@@ -44,10 +44,10 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def pss(pid: int) -> float:
-    """Return the proportional set size of a process tree in MB."""
+def pss(pid: int, *, alone: bool = False) -> float:
+    """Return the proportional set size of a process (alone) or its tree in MB."""
     total = 0
-    for one in tree(pid):
+    for one in [pid] if alone else tree(pid):
         try:
             text = pathlib.Path(f"/proc/{one}/smaps_rollup").read_text()
         except OSError:

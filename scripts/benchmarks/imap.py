@@ -14,6 +14,7 @@ from tests.lib import daemon
 from tests.lib.dovecot import Dovecot
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 USER, PASSWORD = "bob@example.test", "benchmark"
@@ -30,8 +31,10 @@ class Client:
         self.tag = 0
 
     @classmethod
-    async def connect(cls, port: int) -> Client:
-        client = cls(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 20))
+    async def connect(cls, port: int, tls: ssl.SSLContext | None = None) -> Client:
+        client = cls(
+            *await asyncio.open_connection("127.0.0.1", port, limit=1 << 20, ssl=tls)
+        )
         await client.reader.readline()
         return client
 
@@ -140,27 +143,7 @@ async def _exists(reader: asyncio.StreamReader) -> float:
     return time.perf_counter()
 
 
-async def idle_memory(port: int, pid: int, connections: int) -> float:
-    """Return KiB of PSS per idle connection."""
-    before = common.pss(pid)
-    clients = []
-    for _ in range(connections):
-        client = await Client.connect(port)
-        await client.login()
-        await client.command("SELECT INBOX")
-        client.writer.write(b"I IDLE\r\n")
-        await client.reader.readline()
-        clients.append(client)
-    await asyncio.sleep(1)
-    used = common.pss(pid) - before
-    for client in clients:
-        client.close()
-    return used * 1024 / connections
-
-
-async def figures(
-    name: str, port: int, pid: int, *, quick: bool
-) -> AsyncIterator[Figure]:
+async def figures(name: str, port: int, *, quick: bool) -> AsyncIterator[Figure]:
     """Yield the figures of one server."""
     count = COUNT // 10 if quick else COUNT
     started = time.monotonic()
@@ -197,8 +180,6 @@ async def figures(
         yield Figure(label, name, rate, "/s")
     latency = await idle_latency(port, 5 if quick else 15)
     yield Figure("IDLE notification", name, latency * 1000, "ms")
-    memory = await idle_memory(port, pid, 100 if quick else 500)
-    yield Figure("memory per idle connection", name, memory, "KiB")
 
 
 def measure(*, quick: bool) -> Iterator[Figure]:
@@ -206,20 +187,19 @@ def measure(*, quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="bench-") as name:
         ours = daemon.make(Path(name) / "ours", f"{USER}:{PASSWORD}")
         with daemon.running(ours):
-            assert ours.process is not None
-            yield from collect("mailserverd", ours.port(143), ours.process.pid, quick)
+            yield from collect("mailserverd", ours.port(143), quick=quick)
         peer = Dovecot(Path(name) / "dovecot", password=PASSWORD)
         peer.start()
         try:
-            yield from collect("Dovecot", peer.imap, peer.pid, quick)
+            yield from collect("Dovecot", peer.imap, quick=quick)
         finally:
             peer.stop()
 
 
-def collect(name: str, port: int, pid: int, quick: bool) -> list[Figure]:
+def collect(name: str, port: int, *, quick: bool) -> list[Figure]:
     """Run the measurements of one server."""
 
     async def run() -> list[Figure]:
-        return [figure async for figure in figures(name, port, pid, quick=quick)]
+        return [figure async for figure in figures(name, port, quick=quick)]
 
     return asyncio.run(run())
