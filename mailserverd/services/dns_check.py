@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mailserverd.services.dns_records import Record
 
 TIMEOUT = 5.0  # seconds for one look-up
+PATIENCE = 2  # look-ups without any answer
 Line = dict[str, Any]
 
 
@@ -27,25 +28,46 @@ def check(
     records: Sequence[Record], domain: str, hostname: str, servers: Sequence[str]
 ) -> list[Line]:
     """Return a line per record: name, type, ok, text (what is wrong, and how)."""
-    resolver = _resolver(servers)
-    lines = [_host(resolver, hostname)]
+    live = _Live(servers)
+    lines = [_host(live, hostname)]
     for record in records:
-        kind = _kind(record)
         if record.type == "MX":
-            lines.append(_mx(resolver, record, hostname))
+            lines.append(_mx(live, record, hostname))
         elif record.type == "TXT":
-            lines.append(_txt(resolver, record, kind))
+            lines.append(_txt(live, record, _kind(record)))
         else:
-            lines.append(_plain(resolver, record))
-    return [*lines, *_judged(resolver, domain)]
+            lines.append(_plain(live, record))
+    return lines if live.silent else [*lines, *_judged(live.resolver, domain)]
 
 
-def _resolver(servers: Sequence[str]) -> dns.resolver.Resolver:
-    resolver = dns.resolver.Resolver(configure=not servers)
-    if servers:
-        resolver.nameservers = [_nameserver(server) for server in servers]
-    resolver.timeout = resolver.lifetime = TIMEOUT
-    return resolver
+class _Live:
+    """The DNS as it is; gives up on servers that do not answer at all."""
+
+    def __init__(self, servers: Sequence[str]) -> None:
+        self.resolver = dns.resolver.Resolver(configure=not servers)
+        if servers:
+            self.resolver.nameservers = [_nameserver(server) for server in servers]
+        self.resolver.timeout = self.resolver.lifetime = TIMEOUT
+        self._unanswered = 0
+
+    @property
+    def silent(self) -> bool:
+        """True when asking further would only cost time."""
+        return self._unanswered >= PATIENCE
+
+    def ask(self, name: str, kind: str) -> list[Any] | str:
+        """Return the records, or what went wrong ("" when there are none)."""
+        if self.silent:
+            return "DNS failure: the servers do not answer"
+        try:
+            return list(self.resolver.resolve(name, kind, search=False))
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+            return ""
+        except dns.resolver.LifetimeTimeout:
+            self._unanswered += 1
+            return "DNS failure: no answer in time"
+        except dns.exception.DNSException as error:
+            return f"DNS failure: {error}"
 
 
 def _nameserver(server: str) -> dns.nameserver.Do53Nameserver:
@@ -59,16 +81,6 @@ def _nameserver(server: str) -> dns.nameserver.Do53Nameserver:
     return dns.nameserver.Do53Nameserver(server)
 
 
-def _ask(resolver: dns.resolver.Resolver, name: str, kind: str) -> list[Any] | str:
-    """Return the records, or what went wrong ("" when there are none)."""
-    try:
-        return list(resolver.resolve(name, kind, search=False))
-    except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
-        return ""
-    except dns.exception.DNSException as error:
-        return f"DNS failure: {error}"
-
-
 def _line(name: str, kind: str, text: str, *, ok: bool) -> Line:
     return {"name": name, "type": kind, "ok": ok, "text": text}
 
@@ -80,16 +92,16 @@ def _missing(record: Record, why: str | list[Any]) -> Line:
     return _line(record.name, record.type, text, ok=record.optional)
 
 
-def _host(resolver: dns.resolver.Resolver, hostname: str) -> Line:
-    found = [_ask(resolver, hostname, kind) for kind in ("A", "AAAA")]
+def _host(live: _Live, hostname: str) -> Line:
+    found = [live.ask(hostname, kind) for kind in ("A", "AAAA")]
     addresses = [str(rdata) for one in found if isinstance(one, list) for rdata in one]
     problem = next((one for one in found if isinstance(one, str) and one), "")
     text = ", ".join(addresses) or problem or "this server's name has no address"
     return _line(hostname, "A", text, ok=bool(addresses))
 
 
-def _mx(resolver: dns.resolver.Resolver, record: Record, hostname: str) -> Line:
-    found = _ask(resolver, record.name, "MX")
+def _mx(live: _Live, record: Record, hostname: str) -> Line:
+    found = live.ask(record.name, "MX")
     if isinstance(found, str) or not found:
         return _missing(record, found)
     hosts = [str(r.exchange).rstrip(".").lower() for r in found]
@@ -102,8 +114,8 @@ def _kind(record: Record) -> str:
     return record.text.partition(";")[0].partition(" ")[0]
 
 
-def _txt(resolver: dns.resolver.Resolver, record: Record, kind: str) -> Line:
-    found = _ask(resolver, record.name, "TXT")
+def _txt(live: _Live, record: Record, kind: str) -> Line:
+    found = live.ask(record.name, "TXT")
     if isinstance(found, str) or not found:
         return _missing(record, found)
     texts = [b"".join(r.strings).decode("utf-8", "replace") for r in found]
@@ -123,8 +135,8 @@ def _tags(text: str) -> list[str]:
     return ["".join(tag.split()) for tag in text.split(";") if tag.strip()]
 
 
-def _plain(resolver: dns.resolver.Resolver, record: Record) -> Line:
-    found = _ask(resolver, record.name, record.type)
+def _plain(live: _Live, record: Record) -> Line:
+    found = live.ask(record.name, record.type)
     if isinstance(found, str) or not found:
         return _missing(record, found)
     values = [str(rdata).lower() for rdata in found]

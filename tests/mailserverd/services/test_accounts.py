@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import system
+from mailserverd.services import dns_check
 from storage.directory import AddAccount
 from storage.metadata import accounts as shard_units
 from storage.metadata import directory as units
@@ -316,3 +318,20 @@ def test_domain_dns_check_compares_with_the_live_dns(tmp_path: pathlib.Path) -> 
             assert [r for r in result["check"] if not r["ok"]] == []
 
         run(tmp_path, scenario, dns_servers=(dns.server,))
+
+
+def test_domain_dns_check_gives_up_on_silent_servers(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns_check, "TIMEOUT", 0.2)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{silent.getsockname()[1]}"
+
+        async def scenario(p: People) -> None:
+            async with asyncio.timeout(5):
+                result = await p.accounts.domain_dns("example.org", check=True)
+            assert not any(line["ok"] for line in result["check"])
+            assert "DNS failure" in result["check"][1]["text"]
+
+        run(tmp_path, scenario, dns_servers=(server,))
