@@ -13,7 +13,7 @@ from mailserverd.config.schema import REQUIRED, Problem, option, table, tables
 
 DEFAULT_PATH = "/etc/mailserverd/mailserverd.toml"
 SQL = kinds.url("sqlite")
-PROTOCOLS = ("smtp", "submission", "imap", "http", "metrics")
+PROTOCOLS = ("smtp", "submission", "lmtp", "imap", "http", "metrics")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

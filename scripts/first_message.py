@@ -21,7 +21,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "mailserverd"]
 ALICE, BOB, PASSWORD = "alice@example.test", "bob@example.test", "quickstart"
-PORTS = (25, 587, 465, 143, 993, 80, 443, 9090)
+PORTS = (24, 25, 587, 465, 143, 993, 80, 443, 9090)
 
 
 def choose_base(wanted: int | None) -> int:

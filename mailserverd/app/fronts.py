@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     Check = Callable[[], Awaitable[str]]
 
 log = get_logger("net")
-SMTP_KINDS = {"smtp": Kind.MX, "submission": Kind.SUBMISSION}
+SMTP_KINDS = {
+    "smtp": Kind.MX,
+    "submission": Kind.SUBMISSION,
+    "lmtp": Kind.LMTP,
+}
 
 
 class Fronts:

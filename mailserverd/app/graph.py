@@ -191,15 +191,9 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
     deliver = Deliver(
         store, acceptances, stores.directory, changes, give_up=settings.outbound.give_up
     )
+    hostname, spool = settings.server.hostname, f"{settings.server.data_dir}/spool"
     kernel = Kernel(
-        store,
-        blobs,
-        stores.directory,
-        changes,
-        clock,
-        offload,
-        settings.server.hostname,
-        f"{settings.server.data_dir}/spool",
+        store, blobs, stores.directory, changes, clock, offload, hostname, spool
     )
     receive = Receive(kernel, deliver, policy(settings, resolver, offload))
     index = open_search(settings.storage.search)

@@ -21,6 +21,7 @@ LOCAL_PORTS = (
     ("smtp", 25, "starttls"),
     ("submission", 587, "starttls"),
     ("submission", 465, "implicit"),
+    ("lmtp", 24, "none"),
     ("imap", 143, "starttls"),
     ("imap", 993, "implicit"),
     ("http", 80, "none"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "mailserverd")
-OFFSETS = (25, 587, 465, 143, 993, 80, 443, 9090)
+OFFSETS = (24, 25, 587, 465, 143, 993, 80, 443, 9090)
 START_LIMIT = 30.0
 
 
