@@ -132,7 +132,7 @@ class JmapSite:
     async def _api(self, head: Head, body: Body, who: Principal) -> Response:
         if not _JSON.fullmatch(head.header("content-type")):
             raise not_json("the content type must be application/json")
-        if not self._requests.enter(who.account):
+        if not await self._requests.enter_soon(who.account):
             raise limit("maxConcurrentRequests", "too many requests at once", 429)
         try:
             data = body.data

@@ -12,6 +12,7 @@ import re
 
 MAX_ID = (1 << 63) - 1
 _ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_NUMBERED = re.compile(r"[a-z]([1-9][0-9]{0,18})")
 _BLOB = re.compile(r"b([0-9a-f]{64})")
 _NUMBER = "(?:0|[1-9][0-9]{0,10})"
 _PART = re.compile(rf"p([0-9a-f]{{64}})((?:-{_NUMBER}-{_NUMBER}-[nbqu]){{1,4}})")
@@ -32,11 +33,11 @@ def is_id(text: object) -> bool:
 
 
 def _number(prefix: str, text: str) -> int | None:
-    digits = text[1:]
-    if text[:1] != prefix or not digits.isdecimal() or not digits.isascii():
+    match = _NUMBERED.fullmatch(text)
+    if match is None or text[0] != prefix:
         return None
-    number = int(digits) if len(digits) <= len(str(MAX_ID)) else -1
-    return number if 0 < number <= MAX_ID and digits[0] != "0" else None
+    number = int(match[1])
+    return number if number <= MAX_ID else None
 
 
 def account(number: int) -> str:

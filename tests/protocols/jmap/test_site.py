@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from protocols.jmap import events
+from protocols.jmap import events, gate
 from protocols.jmap.services import Limits, Settings
 from protocols.jmap.snippets import make
 from protocols.web import Body, Head, Response
@@ -164,12 +164,18 @@ async def test_requests_that_are_refused(jmap):
 
 
 @with_jmap(settings=Settings(limits=Limits(max_concurrent_requests=2)))
-async def test_concurrent_requests_are_limited(jmap):
+async def test_concurrent_requests_wait_for_their_turn(jmap):
     waiting = asyncio.Event()
+    running = 0
+    most = 0
     listed = jmap.services.mailboxes.list
 
     async def slow(access):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
         await waiting.wait()
+        running -= 1
         return await listed(access)
 
     jmap.services.mailboxes.list = slow
@@ -177,16 +183,39 @@ async def test_concurrent_requests_are_limited(jmap):
         "using": USING,
         "methodCalls": [["Mailbox/get", {"accountId": jmap.account}, "c"]],
     }
-    first = [asyncio.ensure_future(jmap.post(body)) for _ in range(2)]
-    await asyncio.sleep(0.05)
+    some = [asyncio.ensure_future(jmap.post(body)) for _ in range(2 + gate.QUEUE)]
+    while running < 2:  # noqa: ASYNC110 - a condition of the server's
+        await asyncio.sleep(0.01)
     answer = await jmap.http(
         "POST", "/jmap/api", json.dumps(body).encode(), content_type="application/json"
     )
     assert answer.status == 429
     assert json.loads(answer.body)["limit"] == "maxConcurrentRequests"
     waiting.set()
-    await asyncio.gather(*first)
+    await asyncio.gather(*some)
+    assert most == 2
     await jmap.post(body)
+
+
+def test_a_gate_hands_places_over():
+    async def main():
+        doors = gate.Gate(1)
+        assert doors.enter(1)
+        assert doors.enter(2)
+        assert not await doors.enter_soon(1, patience=0.01)
+        waiter = asyncio.ensure_future(doors.enter_soon(1))
+        gone = asyncio.ensure_future(doors.enter_soon(1))
+        await asyncio.sleep(0)
+        waiter.cancel()
+        await asyncio.sleep(0)
+        doors.leave(1)
+        assert await gone
+        doors.leave(1)
+        doors.leave(2)
+        assert doors._inside == {}
+        assert not any(doors._queues.values())
+
+    asyncio.run(main())
 
 
 # --- blobs --------------------------------------------------------------------------
