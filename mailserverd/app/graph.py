@@ -21,6 +21,7 @@ from mailserverd.services.identities import Identities
 from mailserverd.services.indexer import Indexer
 from mailserverd.services.mailboxes import Mailboxes
 from mailserverd.services.messages import Messages
+from mailserverd.services.pruning import Pruning
 from mailserverd.services.queue import QueueRunner, QueueSettings
 from mailserverd.services.receive import Kernel, Receive
 from mailserverd.services.relay import Relay
@@ -75,6 +76,7 @@ class Graph:
     submission: Submission
     relay: Relay
     runner: QueueRunner
+    pruning: Pruning
     collector: Collector
     upkeep: Upkeep
 
@@ -94,6 +96,7 @@ class Graph:
             "figures": lambda: watch_queue(self.queue, self.clock),
             "queue": self.runner.run,
             "indexer": self.indexer.run,
+            "pruning": self.pruning.watch,
             "collector": self._collect,
         }
 
@@ -229,6 +232,7 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         submission=Submission(receive, limits),
         relay=relay,
         runner=runner,
+        pruning=Pruning(stores.shard_dbs, queue, clock),
         collector=Collector(stores.shard_dbs, queue, blobs, clock),
         upkeep=Upkeep(stores.directory, store, blobs),
     )

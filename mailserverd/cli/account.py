@@ -61,6 +61,7 @@ def _show_password(address: str, result: dict[str, Any]) -> None:
 @click.argument("address", metavar="ADDRESS[:PASSWORD]")
 @click.option("--name", default="", help="The person's name.")
 @click.option("--quota", default="0", help='Octets, or "5 GB"; 0 is unlimited.')
+@click.option("--admin", is_flag=True, help="Gets the postmaster's mail.")
 @_password_options
 @common.dry_run
 @common.options
@@ -68,6 +69,7 @@ def add(  # noqa: PLR0913, PLR0917 - one parameter per option
     address: str,
     name: str,
     quota: str,
+    admin: bool,
     password_file: pathlib.Path | None,
     dry_run: bool,
     config: str,
@@ -90,6 +92,7 @@ def add(  # noqa: PLR0913, PLR0917 - one parameter per option
         password=password,
         name=name,
         quota=_octets(quota),
+        admin=admin,
         dry_run=dry_run,
     )
 
@@ -164,6 +167,24 @@ def passwd(
         add={"password": password} if generated else {},
         address=bare,
         password=password,
+        dry_run=dry_run,
+    )
+
+
+@group.command()
+@click.argument("address")
+@click.option("--off", is_flag=True, help="Forbid logins; mail still arrives.")
+@common.dry_run
+@common.options
+def enable(address: str, off: bool, dry_run: bool, config: str, as_json: bool) -> None:
+    """Allow logins to an account again, or (--off) forbid them."""
+    common.run(
+        config,
+        "account.enable",
+        as_json=as_json,
+        show=lambda r: click.echo(f"{r['address']}  {r['state']}"),
+        address=address,
+        on=not off,
         dry_run=dry_run,
     )
 

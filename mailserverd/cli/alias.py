@@ -17,10 +17,20 @@ def group() -> None:
 @group.command()
 @click.argument("address")
 @click.argument("targets", nargs=-1, required=True)
+@click.option(
+    "--send-as/--no-send-as",
+    default=None,
+    help="Whether targets here may send as ADDRESS; default: a single one may.",
+)
 @common.dry_run
 @common.options
 def add(
-    address: str, targets: tuple[str, ...], dry_run: bool, config: str, as_json: bool
+    address: str,
+    targets: tuple[str, ...],
+    send_as: bool | None,
+    dry_run: bool,
+    config: str,
+    as_json: bool,
 ) -> None:
     """Deliver mail for ADDRESS to TARGETS, here or elsewhere."""
     common.run(
@@ -30,6 +40,7 @@ def add(
         show=lambda r: click.echo(f"{r['address']} -> {', '.join(r['targets'])}"),
         address=address,
         targets=list(targets),
+        send_as=send_as,
         dry_run=dry_run,
     )
 

@@ -89,3 +89,23 @@ def dns(domain: str, check: bool, config: str, as_json: bool) -> None:
     )
     if not all(line["ok"] for line in result.get("check", ())):
         sys.exit(1)
+
+
+@group.command()
+@click.argument("domain")
+@click.argument("address", required=False, default="")
+@common.dry_run
+@common.options
+def postmaster(
+    domain: str, address: str, dry_run: bool, config: str, as_json: bool
+) -> None:
+    """Say who gets postmaster@ and abuse@; without ADDRESS the first account."""
+    common.run(
+        config,
+        "domain.postmaster",
+        as_json=as_json,
+        show=lambda r: click.echo(f"{r['domain']}  {r['postmaster'] or 'default'}"),
+        domain=domain,
+        address=address,
+        dry_run=dry_run,
+    )
