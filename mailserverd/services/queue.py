@@ -104,7 +104,7 @@ class QueueRunner:
                 task.cancel()
             if left:
                 await asyncio.wait(left)
-        self._relay.close()
+        await self._relay.close()
 
     async def _claim_loop(self) -> None:
         while True:

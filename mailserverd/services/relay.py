@@ -99,6 +99,9 @@ class Dialer(Protocol):
     async def dial(self, host: Host, *, tls: bool) -> Conversation:
         """Connect and greet, with STARTTLS where offered; HostFailed, TlsFailed."""
 
+    async def close(self) -> None:
+        """Wait for conversations that take their leave."""
+
 
 class Relay:
     """Attempts, over connections that are kept for a while."""
@@ -194,7 +197,7 @@ class Relay:
             self._idle.pop(host, None)
         conversation.close()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connections that wait."""
         for waiting in self._idle.values():
             for conversation, timer in waiting:
@@ -202,3 +205,4 @@ class Relay:
                 conversation.close()
         self._idle.clear()
         self._count = 0
+        await self._dialer.close()

@@ -117,6 +117,8 @@ class Submission:
     ) -> Submitted:
         """Send a message for good; SENDER_REFUSED, INVALID, TOO_LARGE, LIMIT.
 
+        NO_SUCH_USER, OVER_QUOTA name in ``details["recipients"]`` who it is.
+
         With a ``key`` it is sent once, however often it is submitted.  Before
         ``send_at`` (seconds since the epoch) nothing leaves, and it can be cancelled.
         """
@@ -165,12 +167,24 @@ class Submission:
             raise MailError(Kind.INVALID, "a message needs a recipient")
         if len(envelope.recipients) > self._limits.max_recipients:
             raise MailError(Kind.LIMIT, "too many recipients")
+        await self._check_recipients(envelope, len(message))
         for address in from_addresses(message):
             if not await self._kernel.directory.may_send_as(access.account, address):
                 raise MailError(
                     Kind.SENDER_REFUSED,
                     f"{address} in From or Sender is not an address of yours",
                 )
+
+    async def _check_recipients(self, envelope: Envelope, size: int) -> None:
+        """Name the first recipient that cannot be: other servers will name theirs."""
+        for recipient in envelope.recipients:
+            try:
+                await self.check_recipient(recipient.address, size=size)
+            except MailError as error:
+                text = f"<{recipient.address}>: {error.text}"
+                raise MailError(
+                    error.kind, text, recipients=(recipient.address,)
+                ) from error
 
     async def _finished(self, message: bytes, peer: Peer, name: str) -> bytes:
         """Return the message as it leaves: completed, traced and signed."""

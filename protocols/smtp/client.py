@@ -72,11 +72,6 @@ class ClientConnection:
         """Return a pipelined group (RFC 2920)."""
         return b"".join(self.command(name, line) for name, line in lines)
 
-    def end_of_data(self, *, at_line_start: bool) -> bytes:
-        """Return what ends the message."""
-        self._waiting.append(END)
-        return b".\r\n" if at_line_start else b"\r\n.\r\n"
-
     @property
     def waiting(self) -> int:
         """Commands without a reply yet."""
@@ -98,6 +93,8 @@ class ClientConnection:
             self.features = parse_features(reply)
         elif command == HELO:
             self.features = NO_FEATURES
+        elif command == DATA and reply.code == START_INPUT:
+            self._waiting.append(END)  # whose answer may come before we are done
         return Answer(command, reply)
 
     def start_tls(self) -> None:

@@ -17,6 +17,7 @@ from mailserverd.core.log import get_logger
 from mailserverd.services.relay import HostFailed, Said, TlsFailed
 from protocols.smtp import client
 from protocols.smtp.client import Answer, ClientConnection
+from protocols.smtp.wire.data import END as END_OF_DATA
 from protocols.smtp.wire.data import stuff
 from protocols.smtp.wire.reply import Reply, ReplyError
 
@@ -56,6 +57,7 @@ class SmtpDialer:
         self._connector = connector
         self._hostname = hostname
         self._timeouts = timeouts
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def dial(self, host: Host, *, tls: bool) -> SmtpConversation:
         """Connect, greet, and start TLS where it is offered and wanted."""
@@ -67,7 +69,7 @@ class SmtpDialer:
             reason = str(error) or "timed out"
             text = f"connection to {host.name}[{host.address}] failed: {reason}"
             raise HostFailed(Said(451, "4.4.1", text)) from error
-        conversation = SmtpConversation(stream, host, self._timeouts)
+        conversation = SmtpConversation(stream, host, self._timeouts, self._leaving)
         try:
             await conversation.open(self._hostname, tls=tls)
         except BaseException:
@@ -75,11 +77,23 @@ class SmtpDialer:
             raise
         return conversation
 
+    async def close(self) -> None:
+        """Wait for conversations that take their leave."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
 
 class SmtpConversation:
     """One connection, for one message after the other."""
 
-    def __init__(self, stream: Stream, host: Host, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        host: Host,
+        timeouts: Timeouts,
+        leaving: set[asyncio.Task[None]],
+    ) -> None:
+        self._leaving = leaving
         self._stream = stream
         self._host = host
         self._timeouts = timeouts
@@ -195,7 +209,7 @@ class SmtpConversation:
                 self._timeouts.data if name == client.DATA else self._timeouts.command
             )
             answers.append(await self._answer(limit))
-            if self._client.closing:
+            if answers[-1].reply.code == client.CLOSING:
                 break
         return answers
 
@@ -252,7 +266,7 @@ class SmtpConversation:
         if data[0].code != client.START_INPUT:
             return data[0]
         if not wanted:  # RFC 2920 section 3.1: it must be ended all the same
-            await self._write(self._client.end_of_data(at_line_start=True))
+            await self._write(END_OF_DATA[2:])
             await self._answer(self._timeouts.end)
             return None
         reply = await self._send_content(message)
@@ -267,7 +281,7 @@ class SmtpConversation:
                     continue
                 await self._write(stuff(chunk, at_line_start=at_line_start))
                 at_line_start = chunk.endswith(b"\n")
-            await self._write(self._client.end_of_data(at_line_start=at_line_start))
+            await self._write(END_OF_DATA[2:] if at_line_start else END_OF_DATA)
             return (await self._answer(self._timeouts.end)).reply
         except HostFailed as error:
             reply = await self._last_words()
@@ -334,8 +348,8 @@ class SmtpConversation:
             return
         self._broken = True
         task = asyncio.get_running_loop().create_task(self._quit())
-        _LEAVING.add(task)
-        task.add_done_callback(_LEAVING.discard)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _quit(self) -> None:
         try:
@@ -346,6 +360,3 @@ class SmtpConversation:
             pass
         finally:
             self._stream.close()
-
-
-_LEAVING: set[asyncio.Task[None]] = set()

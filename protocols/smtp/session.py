@@ -35,9 +35,8 @@ from protocols.smtp.wire.command import (
 from protocols.smtp.wire.reply import Reply
 
 if TYPE_CHECKING:
-    from mailserverd.services.submission import Submission
-
     from auth.people.authenticate import Principal
+    from mailserverd.services.submission import Submission
     from protocols.smtp.server import SmtpServer
     from protocols.smtp.transaction import Incoming
 
