@@ -317,8 +317,8 @@ remotehost = 127.0.0.1
 remoteport = {port}
 remoteuser = offlineimap@example.test
 remotepass = {password}
-ssl = yes
-sslcacertfile = {home}/certificate.pem
+ssl = no
+starttls = no
 usecompression = no
 """
 
@@ -333,11 +333,9 @@ def run_offlineimap(command: list[str]) -> None:
 @pytest.mark.skipif(not shutil.which("offlineimap"), reason="needs offlineimap3")
 def test_offlineimap(daemon: Daemon, tmp_path: pathlib.Path) -> None:
     fill(daemon, "offlineimap")
-    pem = ssl.get_server_certificate(("127.0.0.1", daemon.port(993)))
-    (tmp_path / "certificate.pem").write_text(pem)
     config = tmp_path / "offlineimaprc"
     config.write_text(
-        OFFLINEIMAP.format(port=daemon.port(993), password=PASSWORD, home=tmp_path)
+        OFFLINEIMAP.format(port=daemon.port(143), password=PASSWORD, home=tmp_path)
     )
     command = ["offlineimap", "-c", str(config), "-o"]
     run_offlineimap(command)
