@@ -116,7 +116,7 @@ class Graph:
     async def close(self) -> None:
         """Finish notes of what was applied, end helpers."""
         await self.runner.drain()
-        self.relay.close()
+        await self.relay.close()
         await self.acceptances.close()
         await self.index.close()
         await self.resolver.close()
