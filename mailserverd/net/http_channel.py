@@ -117,6 +117,15 @@ class Channel(http.HTTPChannel):
                 self.setTimeout(self.factory.settings.header)
             super().dataReceived(data)
 
+    def lineReceived(self, line: bytes) -> None:
+        """Take a line of a header block, unless one before it was faulty."""
+        if not self.refused:
+            super().lineReceived(line)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.refused = True  # octets that are here already are not looked at
+        super()._respondToBadRequestAndDisconnect()
+
     def _body_arrives(self) -> None:
         left = self._body_due - self.loop.time()
         self.setTimeout(max(0.01, min(self.factory.settings.body, left)))

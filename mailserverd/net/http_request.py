@@ -173,8 +173,8 @@ class WebRequest(http.Request):
     async def _answer(self) -> Response | None:
         if self._admission is not None:
             await self._admission
-            if self.channel is None or self.channel.refused:
-                return None
+        if self.channel is None or self.channel.refused:
+            return None
         body = self._spool.body() if self._spool is not None else Body()
         app: Application = self.channel.factory.app
         return await app.handle(self.head, body)

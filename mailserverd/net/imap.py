@@ -159,8 +159,8 @@ class ImapProtocol(protocol.Protocol):
         self.task = spawn(self.session.run(), name="imap")
 
     def dataReceived(self, data: bytes) -> None:
-        """Hand over what arrived."""
-        if self.task is not None:
+        """Hand over what arrived; after the farewell nobody listens."""
+        if self.task is not None and self._closing is None:
             self.session.channel.received(data)
 
     def connectionLost(self, reason: Any = None) -> None:
@@ -207,6 +207,8 @@ class ImapProtocol(protocol.Protocol):
         if self._closing is not None or self._lost:
             return
         self.transport.unregisterProducer()
+        # TLS ends with the peer's alert, which stands behind what it still sends.
+        self.transport.resumeProducing()
         self.transport.loseConnection()
         loop = asyncio.get_running_loop()
         self._closing = loop.call_later(ABORT, self.abort)
