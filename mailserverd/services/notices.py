@@ -111,6 +111,8 @@ class Notices:
         message = await self._signed(report)
         envelope = Envelope("", (Recipient(report.to),), smtputf8=report.smtputf8)
         try:
+            if await self._kernel.directory.is_local(report.to.rpartition("@")[2]):
+                await self._receive.check_recipient(report.to)
             incoming = await self._receive.open(
                 envelope, LOCAL, trusted=True, relay=True, key=key
             )

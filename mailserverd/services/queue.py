@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mailserverd.services.receive import Receive
     from mailserverd.services.relay import Relay
     from storage.metadata.queue import MailQueue
-    from storage.queue import Claim, QueuedRecipient
+    from storage.queue import Claim, Entry, QueuedRecipient
 
 LEASE = 600  # seconds without heartbeat until an attempt counts as dead
 HEARTBEAT = 120.0  # seconds
@@ -323,8 +323,7 @@ class QueueRunner:
         left = 0
         for entry in await self._queue.notices():
             try:
-                message = await read_reported(entry, self._receive.kernel)
-                await self._receive.notices.report(entry, message)
+                await self._receive.notices.report(entry, await self._reported(entry))
             except MailError as error:
                 log.warning(
                     "notice-deferred",
@@ -336,6 +335,14 @@ class QueueRunner:
             positions = [r.position for r in entry.recipients]
             await self._queue.noticed(entry.message.queue_id, positions)
         return left
+
+    async def _reported(self, entry: Entry) -> bytes:
+        """Return the message, or nothing of it: a damaged one is reported, too."""
+        try:
+            return await read_reported(entry, self._receive.kernel)
+        except MailError as error:
+            log.warning("report-without-message", error=str(error))
+            return b""
 
 
 def _said(error: MailError) -> Said:
