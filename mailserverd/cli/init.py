@@ -183,5 +183,6 @@ def _show(result: dict[str, Any]) -> None:
             f"account        {account['address']}"
             + (f"  password {generated}" if generated else "")
         )
-    program = pathlib.Path(sys.argv[0]).name
+    name = pathlib.Path(sys.argv[0]).name
+    program = "python -m mailserverd" if name == "__main__.py" else name
     click.echo(f"start it with  {program} run --config {result['config']}")
