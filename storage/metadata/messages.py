@@ -6,11 +6,11 @@ import dataclasses
 from array import array
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, literal, select
 
 from storage.metadata import boxes
 from storage.metadata.accounts import read_floor, read_state
-from storage.metadata.sql import InIds, Sql, ids, inline, p
+from storage.metadata.sql import Greater, InIds, Sql, ids, inline, p
 from storage.metadata.tables import (
     BLOB,
     EMAIL,
@@ -30,7 +30,7 @@ from storage.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from storage.api import Row, Tx
 
@@ -43,10 +43,8 @@ _in_box = and_(_me.account_id == p("a"), _me.mailbox_id == p("box"))
 _seen_row = (
     _me.uid,
     _me.email_id,
-    _me.modseq,
-    _es.flags_modseq,
-    _es.system,
-    _me.deleted,
+    Greater(_me.modseq, _es.flags_modseq).label("seen_modseq"),
+    (_es.system + _me.deleted * DELETED_BIT).label("bits"),
     _es.keywords,
 )
 VIEW = Sql(
@@ -85,7 +83,7 @@ class ViewChunk:
     uidnext: int
     highestmodseq: int
     messages: int
-    rows: tuple[tuple[int, int, int, int, str], ...]  # uid, email, modseq, bits, words
+    rows: list[tuple[Any, ...]]  # uid, email id, modseq, bits, keywords joined
 
 
 @inline
@@ -99,18 +97,7 @@ def view_chunk(tx: Tx, account: int, args: tuple[int, int, int]) -> ViewChunk:
     mailbox_id, after, limit = args
     box = boxes.get(tx, account, mailbox_id)
     rows = tx.all(VIEW, {"a": account, "box": mailbox_id, "after": after, "n": limit})
-    return ViewChunk(box[6], box[7], box[8], box[12], tuple(map(_shown, rows)))
-
-
-def _shown(row: Row) -> tuple[int, int, int, int, str]:
-    uid, email_id, modseq, flags_modseq, system, deleted, keywords = row
-    return (
-        uid,
-        email_id,
-        modseq if modseq > flags_modseq else flags_modseq,
-        system | DELETED_BIT if deleted else system,
-        keywords,
-    )
+    return ViewChunk(box[6], box[7], box[8], box[12], rows)
 
 
 def make_view(mailbox_id: int, head: ViewChunk) -> View:
@@ -128,22 +115,27 @@ def make_view(mailbox_id: int, head: ViewChunk) -> View:
     )
 
 
-def extend_view(view: View, rows: Iterable[tuple[int, int, int, int, str]]) -> None:
+def extend_view(view: View, rows: Sequence[tuple[Any, ...]]) -> None:
     """Append rows in uid order; ``view.keyword_sets`` grows as needed."""
-    numbers = {
-        " ".join(words): (index + 1) << KEYWORD_SHIFT
-        for index, words in enumerate(view.keyword_sets)
-    }
+    if not rows:
+        return
+    uids, email_ids, modseqs, bits, words = zip(*rows, strict=True)
+    view.uids.extend(uids)
+    view.email_ids.extend(email_ids)
+    view.modseqs.extend(modseqs)
+    if not any(words):
+        view.flags.extend(bits)
+        return
+    numbers = {" ".join(known): n for n, known in enumerate(view.keyword_sets, 1)}
     numbers[""] = 0
-    for uid, email_id, modseq, bits, words in rows:
-        view.uids.append(uid)
-        view.email_ids.append(email_id)
-        view.modseqs.append(modseq)
-        number = numbers.get(words)
-        if number is None:
-            view.keyword_sets.append(tuple(words.split()))
-            number = numbers[words] = len(view.keyword_sets) << KEYWORD_SHIFT
-        view.flags.append(bits | number)
+    for fresh in dict.fromkeys(words):
+        if fresh not in numbers:
+            view.keyword_sets.append(tuple(fresh.split()))
+            numbers[fresh] = len(view.keyword_sets)
+    view.flags.extend(
+        bit | numbers[word] << KEYWORD_SHIFT
+        for bit, word in zip(bits, words, strict=True)
+    )
 
 
 @inline
@@ -164,10 +156,9 @@ def delta(tx: Tx, account: int, args: tuple[int, int]) -> ViewDelta:
     if since >= highest:
         return ViewDelta(highest, uidnext, (), ())
     params = {"a": account, "box": mailbox_id, "since": since}
-    rows = map(_shown, tx.all(CHANGED, params))
     changed = tuple(
         (uid, email_id, modseq, bits, tuple(words.split()))
-        for uid, email_id, modseq, bits, words in rows
+        for uid, email_id, modseq, bits, words in tx.all(CHANGED, params)
         if modseq > since
     )
     vanished = tuple(row[0] for row in tx.all(VANISHED, params))
@@ -193,20 +184,14 @@ def vanished(tx: Tx, account: int, args: tuple[int, int]) -> tuple[int, ...] | N
 
 # --- rows ---------------------------------------------------------------------
 
-_basic = (
-    _es.email_id,
-    _es.modseq,
-    _es.created_modseq,
-    _es.thread_id,
-    _es.system,
-    _es.keywords,
-    _es.received_at,
-    _es.sent_at,
-    _es.size,
-)
+_WIDE = {
+    _e.envelope: Column.ENVELOPE,
+    _e.bodystructure: Column.BODYSTRUCTURE,
+    _e.list_json: Column.LIST,
+    _e.part_table: Column.PARTS,
+}
 _blob = (
-    _e.header_size,
-    _e.hash,
+    _bl.hash,
     _bl.store,
     _bl.segment,
     _bl.offset,
@@ -215,18 +200,6 @@ _blob = (
     _bl.codec,
     _bl.key,
 )
-_WIDE = {
-    Column.ENVELOPE: _e.envelope,
-    Column.BODYSTRUCTURE: _e.bodystructure,
-    Column.LIST: _e.list_json,
-    Column.PARTS: _e.part_table,
-}
-_FIELDS = {
-    Column.ENVELOPE: "envelope",
-    Column.BODYSTRUCTURE: "bodystructure",
-    Column.LIST: "list_json",
-    Column.PARTS: "part_table",
-}
 _email_of_state = and_(_e.account_id == _es.account_id, _e.email_id == _es.email_id)
 
 
@@ -240,10 +213,22 @@ def _tables(columns: Column, start: Any) -> Any:
 
 
 def _columns(columns: Column) -> list[Any]:
-    chosen: list[Any] = list(_basic)
-    if columns & Column.BASIC:
-        chosen += _blob
-    return chosen + [wide for column, wide in _WIDE.items() if columns & column]
+    """Return the fields of ``EmailRow`` in order, constants for what is not read."""
+    basic = bool(columns & Column.BASIC)
+    return [
+        _es.email_id,
+        _es.thread_id,
+        *(_blob if basic else [literal(0)] * len(_blob)),
+        _es.size,
+        _e.header_size if basic else literal(0),
+        _es.received_at,
+        _es.sent_at,
+        _es.modseq,
+        _es.created_modseq,
+        _es.system,
+        _es.keywords,
+        *(wide if columns & column else literal(b"") for wide, column in _WIDE.items()),
+    ]
 
 
 def _by_ids(columns: Column) -> Sql:
@@ -281,10 +266,10 @@ def read_rows(
     wanted, columns = args
     encoded = ids(wanted)
     places = _places(tx, account, encoded, columns)
-    build = _builder(columns)
+    basic = bool(columns & Column.BASIC)
     statement = BY_IDS[columns & ~Column.MAILBOXES]
     found = {
-        row[0]: build(row, places.get(row[0], ()), 0)
+        row[0]: _make_row(row, places.get(row[0], ()), basic, 0)
         for row in tx.all(statement, {"a": account, "emails": encoded})
     }
     return {key: found[key] for key in wanted if key in found}
@@ -308,8 +293,11 @@ def read_page(
         {"a": account, "box": mailbox_id, "low": low, "high": high, "n": limit},
     )
     places = _places(tx, account, ids(row[2] for row in rows), columns)
-    build = _builder(columns)
-    return [(row[0], build(row[2:], places.get(row[2], ()), row[1])) for row in rows]
+    basic = bool(columns & Column.BASIC)
+    return [
+        (row[0], _make_row(row[2:], places.get(row[2], ()), basic, row[1]))
+        for row in rows
+    ]
 
 
 @inline
@@ -340,31 +328,29 @@ def make_flags(system: int, keywords: str) -> Flags:
     return Flags(system, tuple(keywords.split())) if keywords else NO_FLAGS[system]
 
 
-def _builder(columns: Column) -> Any:
-    """Return a function (row, mailboxes, save_date) -> EmailRow for these columns."""
-    basic = bool(columns & Column.BASIC)
-    start = len(_basic) + (len(_blob) if basic else 0)
-    names = [_FIELDS[column] for column in _WIDE if columns & column]
-
-    def build(row: Row, mailboxes: tuple[int, ...], save_date: int) -> EmailRow:
-        key, modseq, created, thread, system, words, received, sent, size = row[:9]
-        return EmailRow(
-            key,
-            thread,
-            BlobRef(*row[10:start]) if basic else None,
-            size,
-            row[9] if basic else 0,
-            received,
-            sent,
-            modseq,
-            created,
-            make_flags(system, words),
-            mailboxes,
-            save_date=save_date,
-            **dict(zip(names, row[start:], strict=True)),
-        )
-
-    return build
+def _make_row(
+    row: Row, mailboxes: tuple[int, ...], basic: bool, save_date: int
+) -> EmailRow:
+    """Return the row that ``_columns`` selected."""
+    words = row[17]
+    return EmailRow(
+        row[0],
+        row[1],
+        BlobRef(*row[2:10]) if basic else None,
+        row[10],
+        row[11],
+        row[12],
+        row[13],
+        row[14],
+        row[15],
+        make_flags(row[16], words) if words else NO_FLAGS[row[16]],
+        mailboxes,
+        row[18],
+        row[19],
+        row[20],
+        row[21],
+        save_date,
+    )
 
 
 # --- states -----------------------------------------------------------------------

@@ -15,7 +15,7 @@ import orjson
 from sqlalchemy import BindParameter, ColumnElement, bindparam
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.types import Boolean
+from sqlalchemy.types import BigInteger, Boolean
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
@@ -128,6 +128,29 @@ def _in_ids_postgresql(element: InIds, compiler: Any, **kwargs: Any) -> str:
     column = compiler.process(element.column, **kwargs)
     name = compiler.process(bindparam(element.name), **kwargs)
     return f"{column} = ANY ({name})"
+
+
+class Greater(ColumnElement[int]):
+    """The greater of two columns that are never NULL."""
+
+    inherit_cache = False
+    type = BigInteger()
+
+    def __init__(self, left: ColumnElement[Any], right: ColumnElement[Any]) -> None:
+        self.left = left
+        self.right = right
+
+
+@compiles(Greater, "sqlite")
+def _greater_sqlite(element: Greater, compiler: Any, **kwargs: Any) -> str:
+    left = compiler.process(element.left, **kwargs)
+    return f"max({left}, {compiler.process(element.right, **kwargs)})"
+
+
+@compiles(Greater)
+def _greater(element: Greater, compiler: Any, **kwargs: Any) -> str:
+    left = compiler.process(element.left, **kwargs)
+    return f"greatest({left}, {compiler.process(element.right, **kwargs)})"
 
 
 def ids(values: Any) -> bytes:

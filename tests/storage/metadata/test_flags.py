@@ -172,7 +172,7 @@ def test_destroying_removes_every_membership_and_frees_the_quota(shard):
     result = shard.run(flags.destroy, ([1], None))
     assert result.destroyed == (1,)
     assert shard.run(accounts.state).quota_used == used - 1001
-    assert shard.run(messages.view_head, (2, 10)).rows == ()
+    assert shard.run(messages.view_head, (2, 10)).rows == []
     assert shard.run(messages.vanished, (2, 0)) == (1,)
     assert shard.rows("SELECT count(*) FROM email WHERE email_id = 1") == [(0,)]
     assert shard.run(check.check_account) == ()
