@@ -179,7 +179,7 @@ class Channel:
     @property
     def waiting(self) -> bool:
         """True while the session waits for its peer."""
-        return self._waiter is not None
+        return self._waiter is not None and not self._waiter.done()
 
     async def event(self) -> Event:
         """Return the next event; synchronising literals are asked for here.

@@ -88,17 +88,23 @@ class Fetcher:
         request = self._request
         if batch.uids and request.sets_seen and not self._context.mailbox.read_only:
             batch, newly = await self._set_seen(batch)
-            if newly and columns.FLAGS not in request.attributes:
+            if newly:
                 await self._with_flags(batch, newly)
                 return
         await self._answer(batch, request.attributes)
 
     async def _with_flags(self, batch: Batch, newly: set[int]) -> None:
         r"""Tell the flags of those that just became \Seen (RFC 9051 section 6.4.5)."""
-        attributes = self._request.attributes
+        given, modes = self._request.attributes, self._context.modes
+        wanted = [columns.FLAGS]
+        if modes.condstore:  # RFC 7162 section 3.1: with every change of flags
+            wanted.append(columns.MODSEQ)
+        if modes.qresync:
+            wanted.append(columns.UID)
+        told = given + tuple(item for item in wanted if item not in given)
         for start, end in _runs([uid in newly for uid in batch.uids]):
-            more = (columns.FLAGS,) if batch.uids[start] in newly else ()
-            await self._answer(batch.pick(range(start, end)), attributes + more)
+            attributes = told if batch.uids[start] in newly else given
+            await self._answer(batch.pick(range(start, end)), attributes)
 
     async def _set_seen(self, batch: Batch) -> tuple[Batch, set[int]]:
         r"""Set \Seen where it is missing; return the batch anew, and which."""

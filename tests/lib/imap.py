@@ -32,6 +32,21 @@ class NoIndex:
         raise MailError(Kind.UNAVAILABLE, "no index here")
 
 
+def imap_services(host: MailHost, settings: ImapSettings) -> ImapServices:
+    """Return what IMAP works with on a mail host."""
+    return ImapServices(
+        mailboxes=host.mailboxes,
+        messages=host.messages,
+        search=Search(host.shards, NoIndex(), host.messages),
+        receive=host.receive,
+        authenticator=host.authenticator,
+        changes=host.changes,
+        clock=host.clock,
+        offload=offload,
+        settings=settings,
+    )
+
+
 class _Connection(asyncio.Protocol):
     """A session's transport on an asyncio socket."""
 
@@ -122,18 +137,7 @@ async def imap_host(
     """Open a mail host that speaks IMAP; ``tls`` only pretends."""
     chosen = settings or ImapSettings(plaintext_auth=True)
     async with mail_host(directory, **how) as host:
-        services = ImapServices(
-            mailboxes=host.mailboxes,
-            messages=host.messages,
-            search=Search(host.shards, NoIndex(), host.messages),
-            receive=host.receive,
-            authenticator=host.authenticator,
-            changes=host.changes,
-            clock=host.clock,
-            offload=offload,
-            settings=chosen,
-        )
-        server = Server(services)
+        server = Server(imap_services(host, chosen))
         connections: set[_Connection] = set()
         listener = await asyncio.get_running_loop().create_server(
             lambda: _Connection(server, connections, tls), "127.0.0.1", 0
@@ -167,7 +171,7 @@ class Client:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._reader = reader
-        self._writer = writer
+        self.writer = writer
         self._number = 0
         self.greeting = b""
 
@@ -187,7 +191,7 @@ class Client:
 
     def send(self, data: bytes) -> None:
         """Send octets as they are."""
-        self._writer.write(data)
+        self.writer.write(data)
 
     def begin(self, command: str | bytes) -> str:
         """Send a command; return its tag."""
@@ -235,6 +239,6 @@ class Client:
 
     async def close(self) -> None:
         """Drop the connection."""
-        self._writer.close()
+        self.writer.close()
         with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+            await self.writer.wait_closed()
