@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mailserverd.mail.headers import Field
 
 MAX_HEADER = 1 << 20  # octets
+MAX_AUTHORS = 16 << 10  # octets of From or Sender: no reader may give up before the end
 _SECRET = frozenset({b"bcc", b"resent-bcc"})
 _ONLY_ONCE = frozenset({b"from", b"sender"})  # two would name two senders
 _GENERATED = (b"date", b"message-id")
@@ -32,8 +33,9 @@ def complete(
 
     Bare CR and LF become CRLF; Date and Message-ID are added when missing or empty;
     Bcc and Resent-Bcc are removed; all else stays as it is.  ComposeError (a
-    ValueError) for NUL, a missing or repeated From, a repeated Sender, or a header
-    with lines that are no fields, which two programs would read differently.
+    ValueError) for NUL, a missing or repeated From, one that names nobody, a repeated
+    Sender, or a header with lines that are no fields, which two programs would read
+    differently.
     """
     if b"\x00" in raw:
         raise ComposeError("message contains NUL")
@@ -65,6 +67,9 @@ def _checked(block: bytes, fields: list[Field]) -> list[Field]:
     for name in _ONLY_ONCE:
         if names.count(name) > 1:
             raise ComposeError(f"message has more than one {name.decode().title()}")
+    for field, name in zip(fields, names, strict=True):
+        if name in _ONLY_ONCE:
+            _check_authors(field.value, name.decode().title())
     return [
         field
         for field, name in zip(fields, names, strict=True)
@@ -72,13 +77,22 @@ def _checked(block: bytes, fields: list[Field]) -> list[Field]:
     ]
 
 
+def _check_authors(value: bytes, name: str) -> None:
+    if len(value) > MAX_AUTHORS:
+        raise ComposeError(f"{name} is too long")
+    if all(address.host is None for address in parse_addresses(value)):
+        raise ComposeError(f"{name} names no address")
+
+
 def from_addresses(raw: bytes) -> list[str]:
     """Return every address that the header names as author or sender.
 
     All mailboxes of all From and Sender fields, groups included, in order; what is
     no address is returned too (``"undisclosed"``), so that no check passes over it.
+    Line ends are read as ``complete`` will write them.
     """
-    block = raw[: min(header_end(raw), MAX_HEADER)]
+    block = crlf(raw[:MAX_HEADER])
+    block = block[: header_end(block)]
     return [
         email_of(address)
         for field in iter_fields(block)

@@ -60,6 +60,11 @@ def test_bcc_is_removed_wherever_it_stands() -> None:
         (b"From x\r\nFrom: a@b\r\n\r\n", "no field"),
         (b"From: a@b\r\nbody without blank line", "no field"),
         (b"From: a@b\r\nX: " + b"y" * (1 << 20) + b"\r\n\r\n", "too long"),
+        (b"From:\r\n\r\n", "From names no address"),
+        (b"From: <>\r\n\r\n", "From names no address"),
+        (b'From: "Boss <boss@b>":;\r\n\r\n', "From names no address"),
+        (b"From: a@b\r\nSender: x:;\r\n\r\n", "Sender names no address"),
+        (b"From: " + b"a@b," * 9999 + b"boss@b\r\n\r\n", "From is too long"),
     ],
 )
 def test_what_is_refused(raw: bytes, reason: str) -> None:
@@ -94,6 +99,12 @@ def test_from_addresses_names_everybody() -> None:
         "s@t",
     ]
     assert from_addresses(b"\r\n") == []
+
+
+def test_a_from_behind_a_bare_cr_is_not_overlooked() -> None:
+    raw = b"X: y\rFrom: boss@b\rSubject: z\r\n\r\n"
+    assert from_addresses(raw) == ["boss@b"]
+    assert from_addresses(b"From: a@b\r\n\r\rFrom: boss@b\r\n\r\n") == ["a@b"]
 
 
 def test_strip_headers() -> None:
