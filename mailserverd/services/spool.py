@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import tempfile
 from typing import TYPE_CHECKING, BinaryIO
@@ -12,16 +13,21 @@ from mailserverd.core.errors import Kind, MailError
 if TYPE_CHECKING:
     from mailserverd.core.ports import Offload
 
-MEMORY = 256 * 1024  # octets held before they go to the file
+MEMORY = 256 * 1024  # octets of one message held before they go to the file
+BUDGET = 64 << 20  # octets held by all messages together; above, all but crumbs go
+CRUMBS = 16 * 1024
 _COPY = 1 << 20
 
 
 class Spool:
     """Octets of one message, in order; at most ``MEMORY`` of them in memory.
 
-    ``directory`` is where the file lies ("" is the system's).  MailError STORAGE_FULL
-    or UNAVAILABLE when the file cannot be written.
+    Many slow senders together are held within ``BUDGET``.  ``directory`` is where the
+    file lies ("" is the system's).  MailError STORAGE_FULL or UNAVAILABLE when the
+    file cannot be written.
     """
+
+    total = 0  # octets held by all spools
 
     def __init__(self, offload: Offload, directory: str = "") -> None:
         self._offload = offload
@@ -34,13 +40,18 @@ class Spool:
     async def write(self, chunk: bytes) -> None:
         """Add octets."""
         self._chunks.append(chunk)
-        self._held += len(chunk)
+        self._hold(len(chunk))
         self.size += len(chunk)
-        if self._held > MEMORY:
+        if self._held > (MEMORY if Spool.total <= BUDGET else CRUMBS):
             await self._flush()
 
+    def _hold(self, change: int) -> None:
+        self._held += change
+        Spool.total += change
+
     async def _flush(self) -> None:
-        chunks, self._chunks, self._held = self._chunks, [], 0
+        chunks, self._chunks = self._chunks, []
+        self._hold(-self._held)
         await self._offload(self._write_chunks, chunks)
 
     def _write_chunks(self, chunks: list[bytes]) -> None:
@@ -90,13 +101,15 @@ class Spool:
     def close(self) -> None:
         """Let go of everything; harmless when repeated."""
         self._chunks = []
-        self._held = 0
+        self._hold(-self._held)
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 def _temporary(directory: str | None) -> BinaryIO:
+    if directory is not None:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
     file: BinaryIO = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by its owner
     return file
 

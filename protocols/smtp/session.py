@@ -212,12 +212,17 @@ class Session(Frame):
             raise CommandError(*refused.reply) from None
         if credentials.authzid not in {"", credentials.user}:
             raise MailError(ErrorKind.AUTH_FAILED)
-        self.principal = await authenticator.check_password(
-            credentials.user,
-            credentials.password,
-            peer=self.peer_address,
-            protocol="submission",
-        )
+        try:
+            self.principal = await authenticator.check_password(
+                credentials.user,
+                credentials.password,
+                peer=self.peer_address,
+                protocol="submission",
+            )
+        except MailError as error:
+            if error.temporary:  # RFC 4954 section 4
+                raise CommandError(454, "4.7.0", error.text) from error
+            raise
         log.info("authenticated", peer=self.peer_address, user=self.principal.address)
         self.reply(replies.AUTH_DONE)
 
@@ -253,11 +258,18 @@ class Session(Frame):
         if len(transaction.recipients) >= self.settings.max_recipients:
             raise CommandError(*replies.TOO_MANY_RECIPIENTS)
         size = transaction.parameters.size
-        submission = self._submission()
-        if submission is not None:
-            await submission.check_recipient(address, size=size)
-        else:
-            await self.server.services.receive.check_recipient(address, size=size)
+        try:
+            checker = self._submission() or self.server.services.receive
+            await checker.check_recipient(address, size=size)
+        except MailError as error:
+            log.info(
+                "recipient-refused",
+                peer=self.peer_address,
+                sender=transaction.reverse_path,
+                recipient=address,
+                reason=error.kind.value,
+            )
+            raise
         transaction.recipients.append(Recipient(address, said.notify, said.orcpt))
         self.conn.advance("RCPT")
         self.reply(replies.RECIPIENT_OK)
@@ -309,7 +321,13 @@ class Session(Frame):
             transaction = self._open_transaction()
             if transaction.incoming is None:
                 await self._open_incoming(transaction)
-        except (CommandError, MailError):
+        except CommandError:
+            await self._skip_chunk(size)
+            raise
+        except MailError:
+            # The chunks that follow must not become a message of their own.
+            self._forget_transaction()
+            self.conn.end_message()
             await self._skip_chunk(size)
             raise
         self.conn.advance("BDAT")
@@ -389,6 +407,13 @@ class Session(Frame):
             receipt = await incoming.finish()
         except MailError as error:
             ERRORS.labels(self.server.kind.value, error.kind.value).inc()
+            log.info(
+                "message-refused",
+                peer=self.peer_address,
+                sender=transaction.reverse_path,
+                recipients=len(transaction.recipients),
+                reason=str(error),
+            )
             return replies.refusal(error)
         except Exception:
             log.exception("message-failed", sender=transaction.reverse_path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import pathlib
 import re
 
 import pytest
+import uvloop
 
 from tests.lib import dialog
 from tests.lib.mailhost import PASSWORD
@@ -52,4 +52,4 @@ def test_dialog(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
             found = [s[1].decode() for s in subjects if s]
             assert found == STORED.get(path.stem, [])
 
-    asyncio.run(main())
+    uvloop.run(main())  # as the daemon does

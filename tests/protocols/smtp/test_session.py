@@ -316,6 +316,28 @@ def test_a_failure_at_the_end_of_data_is_temporary(tmp_path: pathlib.Path) -> No
     run(tmp_path, steps)
 
 
+def test_chunks_after_a_failed_one_are_no_message(tmp_path: pathlib.Path) -> None:
+    async def steps(site: Site, client: Client) -> None:
+        receive = site.host.receive
+        opening = receive.open
+
+        async def failing(*_: object, **__: object) -> None:
+            receive.open = opening  # type: ignore[method-assign] # mended
+            raise MailError(Kind.UNAVAILABLE)
+
+        receive.open = failing  # type: ignore[assignment, method-assign] # once
+        await client.greet()
+        client.writer.write(
+            GROUP.removesuffix(b"DATA\r\n")
+            + b"BDAT 5\r\nFirstBDAT 4 LAST\r\nRestNOOP\r\n"
+        )
+        answers = [(await client.reply())[:9] for _ in range(5)]
+        assert answers[2:] == ["451 4.3.0", "503 5.5.1", "250 2.0.0"]
+        assert await site.host.mail(ALICE) == []
+
+    run(tmp_path, steps)
+
+
 def test_garbage_instead_of_a_handshake_ends_the_connection(
     tmp_path: pathlib.Path,
 ) -> None:
