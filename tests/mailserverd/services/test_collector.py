@@ -1,0 +1,156 @@
+"""The collector removes what nobody owns, and nothing else, while mail arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mailserverd.core.errors import Kind, MailError
+from mailserverd.services.collector import Collector
+from storage.compaction import Policy
+from tests.lib.mailhost import MailHost, mail_host
+
+if TYPE_CHECKING:
+    import pathlib
+
+ALICE, BOB = "alice@example.org", "bob@example.org"
+EAGER = Policy(grace=0.0)
+
+
+def message(text: str) -> bytes:
+    return f"From: s@example.net\r\nSubject: {text}\r\n\r\n{text}\r\n".encode()
+
+
+def collector(host: MailHost) -> Collector:
+    return Collector(host.databases, host.queue, host.blobs, host.clock, EAGER)
+
+
+async def expunge(host: MailHost, address: str) -> None:
+    access = await host.account(address)
+    boxes = (await host.mailboxes.list(access)).mailboxes
+    inbox = next(b.mailbox_id for b in boxes if b.role == "inbox")
+    view = await host.messages.view(access, inbox)
+    await host.messages.destroy(access, list(view.email_ids))
+
+
+async def seal(host: MailHost) -> None:
+    """End the newest segment, and begin another, as a restart does."""
+    host.blobs._appender.seal_active()
+    await host.blobs.put(b"the next segment")
+
+
+async def count(host: MailHost) -> int:
+    found = [
+        await host.blobs.list_blobs(s.segment) for s in await host.blobs.segments()
+    ]
+    return sum(map(len, found))
+
+
+def run(tmp_path: pathlib.Path, work: Any, **how: Any) -> None:
+    async def whole() -> None:
+        async with mail_host(tmp_path, **how) as host:
+            await work(host)
+
+    asyncio.run(whole())
+
+
+def test_what_nobody_owns_goes_and_the_rest_stays_readable(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def work(host: MailHost) -> None:
+        await host.send(message("to alice alone"), ALICE)
+        await host.send(message("to both"), ALICE, BOB)
+        await host.send(message("to bob alone"), BOB)
+        await expunge(host, ALICE)
+        await seal(host)
+        before = await host.mail(BOB)
+        done = await collector(host).run()
+        assert (done.forgotten, done.rewritten) == (1, 0)
+        assert await host.mail(BOB) == before
+        await expunge(host, BOB)
+        done = await collector(host).run()
+        assert (done.forgotten, done.removed) == (2, 1)
+        assert done.freed > 0
+
+    run(tmp_path, work)
+
+
+def test_a_sparse_segment_is_packed_and_its_messages_move(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def work(host: MailHost) -> None:
+        await host.send(message("kept"), BOB)
+        for number in range(9):
+            await host.send(message(f"dropped {number}"), ALICE)
+        await expunge(host, ALICE)
+        await seal(host)
+        kept = await host.mail(BOB)
+        done = await collector(host).run()
+        assert done.rewritten == 1
+        assert await host.mail(BOB) == kept
+        done = await collector(host).run()  # now the old segment is empty
+        assert done.removed == 1
+        assert await host.mail(BOB) == kept
+        assert await count(host) == 2  # the message, and the next segment's blob
+
+    run(tmp_path, work)
+
+
+def test_the_same_content_again_while_its_old_record_is_collected(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def work(host: MailHost) -> None:
+        for _ in range(5):
+            await host.send(message("again and again"), BOB)
+            await expunge(host, BOB)
+            await seal(host)
+            arriving = asyncio.create_task(host.send(message("again and again"), BOB))
+            await collector(host).run()
+            await arriving
+            await collector(host).run()
+            (copy,) = await host.mail(BOB)
+            assert copy.endswith(b"again and again\r\n")
+            await expunge(host, BOB)
+
+    run(tmp_path, work)
+
+
+def test_nothing_young_is_touched(tmp_path: pathlib.Path) -> None:
+    async def work(host: MailHost) -> None:
+        await host.blobs.put(b"of a delivery under way")
+        await seal(host)
+        patient = Collector(host.databases, host.queue, host.blobs, host.clock)
+        before = await count(host)
+        done = await patient.run()
+        assert (done.removed, done.rewritten) == (0, 0)
+        assert await count(host) == before
+
+    run(tmp_path, work)
+
+
+@pytest.mark.parametrize("down", ["queue", "shard"])
+def test_nothing_is_removed_while_a_store_cannot_be_read(
+    tmp_path: pathlib.Path, down: str
+) -> None:
+    async def work(host: MailHost) -> None:
+        await host.send(message("gone soon"), BOB)
+        await expunge(host, BOB)
+        await seal(host)
+        before = await count(host)
+
+        class Down:
+            async def read(self, *_: object) -> None:
+                raise MailError(Kind.UNAVAILABLE)
+
+            live_blobs = write = read
+
+        queue: Any = Down() if down == "queue" else host.queue
+        shards: Any = [*host.databases, Down()] if down == "shard" else host.databases
+        broken = Collector(shards, queue, host.blobs, host.clock, EAGER)
+        with pytest.raises(MailError):
+            await broken.run()
+        assert await count(host) == before
+
+    run(tmp_path, work)
