@@ -92,7 +92,7 @@ class Api:
             return self._refused("unknown", MethodError("unknownMethod"))
         try:
             metrics.REQUESTS.labels("jmap", name).inc()
-            found = references.resolve(args, context.responses)
+            found = references.resolve(args, context.responses, context.spend)
             if method.takes is not None:
                 found = arguments.parse(method.takes, found)
             return name, await method.run(context, found)

@@ -8,18 +8,24 @@ from protocols.jmap.wire.errors import MethodError, invalid_arguments
 from protocols.jmap.wire.ijson import Rendered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from protocols.jmap.wire.request import Invocation
 
 MAX_RESOLVED = 100_000  # values that one reference may yield
 MAX_TOKENS = 32  # in a path
+VALUE = 16  # octets that any value weighs, whatever is in it
 
 
 def resolve(
-    arguments: dict[str, Any], responses: Sequence[Invocation]
+    arguments: dict[str, Any],
+    responses: Sequence[Invocation],
+    spend: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Replace every ``#name`` argument by the value it refers to.
+
+    ``spend`` is told what each value weighs, and may refuse it: an answer of two
+    references to the answer before doubles with every call.
 
     Raises ``invalidResultReference``, or ``invalidArguments`` when a name is given
     both plainly and as a reference.
@@ -31,8 +37,33 @@ def resolve(
         plain = name[1:] if name[:1] == "#" else name
         if plain in found:
             raise invalid_arguments(f"{plain} is given twice")
-        found[plain] = value if plain == name else _reference(value, responses)
+        if plain == name:
+            found[plain] = value
+            continue
+        found[plain] = _reference(value, responses)
+        if spend is not None:
+            spend(weight(found[plain]))
     return found
+
+
+def weight(value: Any) -> int:
+    """Return about how many octets a value takes, as JSON or in memory."""
+    total, level = 0, [value]
+    while level:
+        total += VALUE * len(level)
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                total += len(item)
+            elif isinstance(item, dict):
+                below += item
+                below += item.values()
+            elif isinstance(item, list | tuple):
+                below += item
+            elif isinstance(item, Rendered):
+                total += len(item.data)
+        level = below
+    return total
 
 
 def _invalid(reason: str) -> MethodError:

@@ -102,6 +102,30 @@ def test_a_reference_cannot_blow_up():
         )
 
 
+def test_references_to_references_do_not_double_without_end():
+    """2 ** 64 copies of a small value would be asked for in 10 kB."""
+    left, responses = 1_000_000, [Invocation("Core/echo", {"a": ["x" * 10]}, "0")]
+
+    def spend(octets):
+        nonlocal left
+        left -= octets
+        if left < 0:
+            raise MethodError("requestTooLarge")
+
+    with pytest.raises(MethodError) as error:
+        for number in range(64):
+            one = {"resultOf": str(number), "name": "Core/echo", "path": ""}
+            args = references.resolve({"#a": one, "#b": one}, responses, spend)
+            responses.append(Invocation("Core/echo", args, str(number + 1)))
+    assert error.value.kind == "requestTooLarge"
+    assert len(responses) < 17
+
+
+def test_what_a_reference_weighs():
+    assert references.weight("abc") == 19
+    assert references.weight({"abc": [1, None, Rendered(b"[1]")]}) == 16 * 6 + 3 + 3
+
+
 # --- patches ------------------------------------------------------------------------
 
 TODO = {"title": "x", "keywords": {"music": True, "mozart": True}, "ids": ["a"]}
