@@ -6,14 +6,13 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mailserverd.services.messages import Messages
-    from mailserverd.services.receive import Receive
-    from mailserverd.services.search import Search
-
     from auth.people.authenticate import Authenticator
     from mailserverd.core.ports import Clock, Offload
     from mailserverd.services.changes import Changes
     from mailserverd.services.mailboxes import Mailboxes
+    from mailserverd.services.messages import Messages
+    from mailserverd.services.receive import Receive
+    from mailserverd.services.search import Search
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +28,7 @@ class ImapSettings:
     errors: int = 50  # BAD answers in a row
     connections: int = 10_000
     connections_per_address: int = 0  # before login; 0 is no limit
-    connections_per_account: int = 200
+    connections_per_account: int = 1000
     view_messages: int = 2_000_000  # in mailbox views that nobody looks at
 
 

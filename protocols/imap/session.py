@@ -7,6 +7,7 @@ code for a refusal, ``NO [SERVERBUG]`` for a bug, which is logged.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from mailserverd.core import metrics
@@ -28,6 +29,8 @@ from protocols.imap.wire.reader import AUTHENTICATED, Append, Command, Malformed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from prometheus_client import Counter
 
     from protocols.imap import extension
     from protocols.imap.channel import Transport
@@ -184,7 +187,7 @@ class Session:
         self.channel.send(b"%b %b\r\n" % (event.tag.encode("ascii"), reply))
         self._after(command)
         DURATION.observe(self.services.clock.monotonic() - started)
-        metrics.REQUESTS.labels("imap", command.name).inc()
+        _served(command.name).inc()
 
     def _still_welcome(self) -> bool:
         principal = self._context.principal
@@ -257,6 +260,12 @@ class Session:
         if self._errors > (settings.pre_auth_errors if before else settings.errors):
             self._say_bye("too many errors")
             raise ConnectionLostError
+
+
+@functools.cache
+def _served(command: str) -> Counter:
+    """Return the counter of a command of the registry."""
+    return metrics.REQUESTS.labels("imap", command)
 
 
 def _nothing(_: Session) -> None:
