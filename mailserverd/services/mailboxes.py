@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
 
 CACHED_ACCOUNTS = 2000
+FEW = 150  # mailboxes listed on the loop
 EMPTY_AT_ONCE = 2000  # messages removed by one unit before their mailbox goes
 
 
@@ -54,7 +55,9 @@ class Mailboxes:
         if known is not None and known.state == state:
             self._lists.move_to_end(access.account)
             return known
-        fresh = await self._store.read(access, mailboxes.list_all, None)
+        fresh = await self._store.read(access, mailboxes.list_few, FEW)
+        if fresh is None:
+            fresh = await self._store.read(access, mailboxes.list_all, None)
         self._lists[access.account] = fresh
         if len(self._lists) > CACHED_ACCOUNTS:
             self._lists.popitem(last=False)

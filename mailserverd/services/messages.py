@@ -7,10 +7,12 @@ the same shard wait for milliseconds only.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, BinaryIO
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.services.access import check, since_when
+from mailserverd.services.copying import copy_in_chunks, joined
 from mailserverd.services.views import load_view
 from storage.metadata import (
     blobs,
@@ -53,7 +55,6 @@ FEW = 64  # rows read, or messages changed, on the loop
 CHUNK = 500  # rows read by one hop
 STORE_CHUNK = 2000  # messages changed by one unit
 UPLOAD_SECONDS = 86_400
-RECENT = 200  # modseqs that a delta on the loop may span
 
 
 class Messages:
@@ -82,10 +83,11 @@ class Messages:
         Cheap when little happened: an announcement is answered on the loop.
         """
         check(access)
-        state = await self._store.read(access, messages.reached, None)
-        recent = state - since_modseq <= RECENT
-        unit = messages.delta if recent else messages.long_delta
-        return await self._store.read(access, unit, (mailbox_id, since_modseq))
+        args = (mailbox_id, since_modseq)
+        quick = await self._store.read(access, messages.quick_delta, args)
+        if quick is not None:
+            return quick
+        return await self._store.read(access, messages.delta, args)
 
     async def vanished(
         self, access: Access, mailbox_id: int, since_modseq: int
@@ -299,11 +301,11 @@ class Messages:
         NOT_FOUND (mailbox), OVER_QUOTA.
         """
         check(access)
-        unit = copies.copy if len(uids) <= FEW else copies.copy_many
         args = (source_mailbox, uids, target_mailbox)
-        result = await self._store.write(access, unit, args)
-        self._changes.announce(access.account, result.modseq)
-        return result
+        if len(uids) <= FEW:
+            return await self._placed(access, copies.copy, args)
+        work = copy_in_chunks(self._store, self._changes, access, args)
+        return await asyncio.shield(asyncio.ensure_future(work))
 
     async def move(
         self,
@@ -312,13 +314,28 @@ class Messages:
         uids: Sequence[int],
         target_mailbox: int,
     ) -> CopyResult:
-        """MOVE by uid (RFC 6851), all or nothing; the emails keep their ids.
+        """MOVE by uid (RFC 6851); the emails keep their ids.  NOT_FOUND (mailbox).
 
-        NOT_FOUND (mailbox).
+        Thousands move in pieces: a failure then leaves the rest where it was, as
+        section 3.3 allows.
         """
         check(access)
-        unit = copies.move if len(uids) <= FEW else copies.move_many
-        args = (source_mailbox, uids, target_mailbox)
+        if len(uids) <= FEW:
+            args = (source_mailbox, uids, target_mailbox)
+            return await self._placed(access, copies.move, args)
+        parts = []
+        for start in range(0, len(uids), STORE_CHUNK):
+            some = uids[start : start + STORE_CHUNK]
+            args = (source_mailbox, some, target_mailbox)
+            parts.append(await self._placed(access, copies.move_many, args))
+        return joined(parts)
+
+    async def _placed(
+        self,
+        access: Access,
+        unit: Callable[..., CopyResult],
+        args: tuple[int, Sequence[int], int],
+    ) -> CopyResult:
         result = await self._store.write(access, unit, args)
         self._changes.announce(access.account, result.modseq)
         return result
@@ -328,7 +345,9 @@ class Messages:
     ) -> tuple[tuple[int, ...], int]:
         """Remove what is ``\\Deleted``, of these uids or of all: (uids, modseq)."""
         check(access)
-        marked = await self._store.read(access, copies.deleted_uids, mailbox_id)
+        marked: tuple[int, ...] = ()
+        if await self._store.read(access, copies.has_deleted, mailbox_id):
+            marked = await self._store.read(access, copies.deleted_uids, mailbox_id)
         if uids is not None:
             named = set(uids)
             marked = tuple(uid for uid in marked if uid in named)

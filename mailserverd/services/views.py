@@ -35,7 +35,7 @@ async def load_view(store: MetadataStore, access: Access, mailbox_id: int) -> Vi
         torn = torn or chunk.highestmodseq != head.highestmodseq
     if torn:
         args_since = (mailbox_id, head.highestmodseq)
-        delta = await store.read(access, messages.long_delta, args_since)
+        delta = await store.read(access, messages.delta, args_since)
         if not delta.complete:
             return await load_view(store, access, mailbox_id)
         view = apply_delta(view, delta)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, delete, exists, func, or_, select, update
+from sqlalchemy import and_, delete, exists, func, or_, select, union_all, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from mailserverd.core.errors import Kind, MailError
@@ -38,18 +38,17 @@ _ref = (
     _b.codec,
     _b.key,
 )
-_has_email = exists().where(_e.hash == _b.hash, _e.account_id == p("a")).correlate(BLOB)
-_has_upload = (
-    exists()
-    .where(
-        _o.hash == _b.hash,
-        _o.account_id == p("a"),
-        _o.kind == OWNER_UPLOAD,
-        or_(_o.expires == 0, _o.expires > p("now")),
-    )
-    .correlate(BLOB)
+MINE = Sql(
+    union_all(
+        select(_e.email_id).where(_e.hash == p("hash"), _e.account_id == p("a")),
+        select(_o.owner_id).where(
+            _o.hash == p("hash"),
+            _o.account_id == p("a"),
+            _o.kind == OWNER_UPLOAD,
+            _o.expires > p("now"),
+        ),
+    ).limit(1)
 )
-FIND = Sql(select(*_ref).where(_b.hash == p("hash"), or_(_has_email, _has_upload)))
 _owner = upsert(BLOB_OWNER)
 ADD_UPLOAD = Sql(
     _owner.on_conflict_do_update(
@@ -108,9 +107,11 @@ MOVE = Sql(
 def find_blob(tx: Tx, account: int, blob_hash: bytes) -> BlobRef:
     """Return a blob that an email or a live upload of the account refers to.
 
-    NOT_FOUND for any other, whether it exists or not.
+    NOT_FOUND for any other, whether it exists or not: only the account's own
+    references are looked at, so that not even the time tells.
     """
-    row = tx.one(FIND, {"a": account, "hash": blob_hash, "now": int(tx.now)})
+    params = {"a": account, "hash": blob_hash, "now": int(tx.now)}
+    row = tx.one(PLACED, {"hash": blob_hash}) if tx.one(MINE, params) else None
     if row is None:
         raise MailError(Kind.NOT_FOUND, "no such blob")
     return BlobRef(*row)

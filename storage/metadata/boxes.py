@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata.sql import Sql, p
@@ -30,7 +30,7 @@ ROLES = {  # role -> name when the daemon makes it (RFC 6154, RFC 8621 section 2
 }
 STANDARD = ("inbox", "drafts", "sent", "trash", "junk", "archive")
 MAX_NAME = 255  # octets of UTF-8
-MAX_MAILBOXES = 10_000
+MAX_MAILBOXES = 5000
 MAX_DEPTH = 20
 SEPARATOR = "/"
 
@@ -59,6 +59,7 @@ COLUMNS = (
     _c.unread_threads,
 )
 ALL = Sql(select(*COLUMNS).where(_mine))
+COUNT = Sql(select(func.count()).select_from(MAILBOX).where(_mine))
 ONE = Sql(select(*COLUMNS).where(_mine, _c.mailbox_id == p("box")))
 BY_ROLE = Sql(select(_c.mailbox_id).where(_mine, _c.role == p("wanted")))
 NAMED = Sql(
@@ -187,8 +188,8 @@ def find_path(boxes: Iterable[Mailbox], parts: list[str]) -> Mailbox | None:
     return next((box for box in boxes if box.path == path), None)
 
 
-def insert_box(tx: Tx, account: int, modseq: int, new: NewMailbox) -> int:
-    """Insert a checked mailbox; the account is taken.  Returns its id."""
+def insert_box(tx: Tx, account: int, modseq: int, new: NewMailbox) -> tuple[int, int]:
+    """Insert a checked mailbox; the account is taken.  Returns (id, uidvalidity)."""
     last = tx.one(LAST_UIDVALIDITY, {"a": account})
     validity = max(int(tx.now), last[0] + 1 if last else 1)
     ids = tx.one(NEXT_IDS, {"a": account, "validity": validity})
@@ -213,7 +214,7 @@ def insert_box(tx: Tx, account: int, modseq: int, new: NewMailbox) -> int:
     )
     if new.role == "inbox":
         tx.run(SET_INBOX, {"a": account, "box": mailbox_id})
-    return mailbox_id
+    return mailbox_id, validity
 
 
 def by_role(tx: Tx, account: int, modseq: int, role: str) -> int:
@@ -229,6 +230,5 @@ def by_role(tx: Tx, account: int, modseq: int, role: str) -> int:
         name, number = f"{ROLES[role]} {number}", number + 1
     tx.run(UNSUBSCRIBE, {"a": account, "wanted": name})
     order = STANDARD.index(role) + 1 if role in STANDARD else 10
-    return insert_box(
-        tx, account, modseq, NewMailbox(name, role=role, sort_order=order)
-    )
+    new = NewMailbox(name, role=role, sort_order=order)
+    return insert_box(tx, account, modseq, new)[0]

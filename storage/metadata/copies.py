@@ -11,7 +11,7 @@ from mailserverd.core.errors import Kind, MailError
 from storage.metadata import boxes
 from storage.metadata import edit_sql as sql
 from storage.metadata.accounts import read_state
-from storage.metadata.edit import Edit
+from storage.metadata.edit import Edit, Placed
 from storage.metadata.mailboxes import (
     SUBSCRIBE,
     SUBSCRIPTIONS,
@@ -19,7 +19,7 @@ from storage.metadata.mailboxes import (
     check_change,
     make_path,
 )
-from storage.metadata.sql import Sql, heavy, ids, inline, p
+from storage.metadata.sql import Sql, heavy, inline, p
 from storage.metadata.tables import (
     EXPUNGED,
     MAILBOX,
@@ -31,7 +31,7 @@ from storage.model import CopyResult, Mailbox
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from storage.api import Row, Tx
+    from storage.api import Tx
 
 CopyArgs = tuple[int, "Sequence[int]", int]  # source mailbox, uids, target mailbox
 
@@ -54,14 +54,12 @@ def copy(tx: Tx, account: int, args: CopyArgs) -> CopyResult:
     """
     source, uids, target = args
     edit = Edit(tx, account)
-    rows = _members(edit, source, uids, target)
+    edit.box(target)
     placed = []
-    for uid, email_id in rows:
-        email = edit.emails[email_id]
+    for uid, email, _ in edit.in_box(source, uids):
         deleted = email.members[source].deleted
-        if target in email.members:
-            email = edit.duplicate(email)
-        placed.append((uid, edit.place(email, target, deleted=deleted)))
+        new = edit.duplicate(email) if target in email.members else email
+        placed.append((uid, edit.place(new, target, deleted=deleted)))
     _check_quota(edit)
     return _result(edit, target, placed)
 
@@ -79,8 +77,9 @@ def move(tx: Tx, account: int, args: CopyArgs) -> CopyResult:
     """
     source, uids, target = args
     edit = Edit(tx, account)
-    rows = _members(edit, source, uids, target)
-    return _result(edit, target, _move(edit, rows, source, target))
+    edit.box(target)
+    found = edit.in_box(source, uids)
+    return _result(edit, target, _move(edit, found, source, target))
 
 
 @heavy
@@ -90,26 +89,24 @@ def move_many(tx: Tx, account: int, args: CopyArgs) -> CopyResult:
 
 
 def _move(
-    edit: Edit, rows: Sequence[Row], source: int, target: int
+    edit: Edit, found: Sequence[Placed], source: int, target: int
 ) -> list[tuple[int, int]]:
     placed = []
-    for uid, email_id in rows:
-        email = edit.emails[email_id]
+    for uid, email, _ in found:
         deleted = email.members.pop(source).deleted
-        if target in email.members:
-            email = edit.duplicate(email)
-        placed.append((uid, edit.place(email, target, deleted=deleted)))
+        new = edit.duplicate(email) if target in email.members else email
+        placed.append((uid, edit.place(new, target, deleted=deleted)))
     return placed
 
 
-def _members(edit: Edit, source: int, uids: Sequence[int], target: int) -> list[Row]:
-    """Load the messages; returns (uid, email_id) in uid order."""
-    edit.box(source)
-    edit.box(target)
-    params = {"a": edit.account, "box": source, "uids": ids(uids)}
-    rows = sorted((row[0], row[1]) for row in edit.tx.all(sql.BY_UIDS, params))
-    edit.load([row[1] for row in rows])
-    return rows
+@heavy
+def take_back(tx: Tx, account: int, args: tuple[int, Sequence[int]]) -> int:
+    """Undo a part of a COPY that failed later: (mailbox, uids) -> modseq."""
+    mailbox_id, uids = args
+    edit = Edit(tx, account)
+    for placed in edit.in_box(mailbox_id, uids):
+        del placed.email.members[mailbox_id]
+    return edit.finish()[0]
 
 
 def _check_quota(edit: Edit) -> None:
@@ -155,18 +152,13 @@ def expunge(
     """
     mailbox_id, uids = args
     edit = Edit(tx, account)
-    edit.box(mailbox_id)
-    params = {"a": account, "box": mailbox_id, "uids": ids(uids)}
-    rows = tx.all(sql.BY_UIDS, params)
-    edit.load([row[1] for row in rows])
     removed = []
-    for uid, email_id, _ in rows:
-        members = edit.emails[email_id].members
-        if members[mailbox_id].deleted:
-            del members[mailbox_id]
+    for uid, email, _ in edit.in_box(mailbox_id, uids):
+        if email.members[mailbox_id].deleted:
+            del email.members[mailbox_id]
             removed.append(uid)
     modseq, _ = edit.finish()
-    return tuple(sorted(removed)), modseq
+    return tuple(removed), modseq
 
 
 @heavy
@@ -192,13 +184,10 @@ def empty_some(tx: Tx, account: int, args: tuple[int, int]) -> tuple[int, int]:
 
 
 def _take_out(edit: Edit, mailbox_id: int, limit: int) -> int:
-    rows = edit.tx.all(
-        sql.IN_BOX, {"a": edit.account, "box": mailbox_id, "after": 0, "n": limit}
-    )
-    edit.load([row[1] for row in rows])
-    for _, email_id in rows:
-        del edit.emails[email_id].members[mailbox_id]
-    return len(rows)
+    found = edit.first(mailbox_id, limit)
+    for placed in found:
+        del placed.email.members[mailbox_id]
+    return len(found)
 
 
 def _deletable(tx: Tx, account: int, mailbox_id: int) -> Mailbox:
@@ -263,12 +252,8 @@ def rename_path(tx: Tx, account: int, args: tuple[str, str]) -> tuple[Mailbox, i
         raise MailError(Kind.INVALID, "a mailbox cannot be inside itself")
     if box.role == "inbox":
         made = _new_box(edit, existing, new)
-        rows = tx.all(
-            sql.IN_BOX,
-            {"a": account, "box": box.mailbox_id, "after": 0, "n": box.messages},
-        )
-        edit.load([row[1] for row in rows])
-        _move(edit, rows, box.mailbox_id, made.mailbox_id)
+        found = edit.first(box.mailbox_id, box.messages)
+        _move(edit, found, box.mailbox_id, made.mailbox_id)
         edit.finish()
         return boxes.load(tx, account)[made.mailbox_id], edit.modseq
     return _rename(edit, existing, box, new), edit.modseq

@@ -15,7 +15,7 @@ from storage.metadata.accounts import release, take
 from storage.metadata.counts import Counts
 from storage.metadata.sql import ids
 from storage.metadata.tables import TYPE_EMAIL, TYPE_ROW
-from storage.model import DRAFT, SEEN
+from storage.model import SEEN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -77,9 +77,12 @@ class Edited:
         )
 
 
-def unread(system: int, deleted: int) -> int:
-    """Return 1 when JMAP counts a membership as unread (RFC 8621 section 2)."""
-    return 0 if deleted or system & (SEEN | DRAFT) else 1
+class Placed(NamedTuple):
+    """An email in a mailbox, and its modseq there (RFC 7162)."""
+
+    uid: int
+    email: Edited
+    modseq: int
 
 
 class Edit:
@@ -103,10 +106,35 @@ class Edit:
             self.emails[row[0]] = Edited(row)
         found = self.emails
         for email_id, box, uid, deleted, saved in self.tx.all(sql.MEMBERS, params):
-            found[email_id].members[box] = Member(uid, deleted, saved)
+            if email_id in found:
+                found[email_id].members[box] = Member(uid, deleted, saved)
         for key in missing:
             if key in found:
                 found[key].old_members = found[key].members.copy()
+
+    def in_box(self, mailbox_id: int, uids: Collection[int]) -> list[Placed]:
+        """Load a mailbox's messages by uid; returns those that exist, in uid order.
+
+        NOT_FOUND when there is no such mailbox.
+        """
+        self.box(mailbox_id)
+        params = {"a": self.account, "box": mailbox_id, "uids": ids(uids)}
+        return self._placed(self.tx.all(sql.BY_UIDS, params))
+
+    def first(self, mailbox_id: int, limit: int) -> list[Placed]:
+        """Load a mailbox's first messages, as ``in_box`` does."""
+        params = {"a": self.account, "box": mailbox_id, "n": limit}
+        return self._placed(self.tx.all(sql.IN_BOX, params))
+
+    def _placed(self, rows: list[Row]) -> list[Placed]:
+        rows.sort()
+        self.load([row[1] for row in rows])
+        found = self.emails
+        return [
+            Placed(uid, found[key], max(modseq, found[key].flags_modseq))
+            for uid, key, modseq in rows
+            if key in found
+        ]
 
     def box(self, mailbox_id: int) -> Row:
         """Return a mailbox's row (``boxes.COLUMNS``); NOT_FOUND."""

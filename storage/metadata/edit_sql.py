@@ -51,8 +51,8 @@ MEMBERS = Sql(
 )
 BY_UIDS = Sql(select(_me.uid, _me.email_id, _me.modseq).where(*_in_box))
 IN_BOX = Sql(
-    select(_me.uid, _me.email_id)
-    .where(_me.account_id == p("a"), _me.mailbox_id == p("box"), _me.uid > p("after"))
+    select(_me.uid, _me.email_id, _me.modseq)
+    .where(_me.account_id == p("a"), _me.mailbox_id == p("box"))
     .order_by(_me.uid)
     .limit(p("n"))
 )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mailserverd.core.errors import Kind, MailError
-from storage.metadata import edit_sql as sql
 from storage.metadata.accounts import read_state
-from storage.metadata.edit import Edit, Edited
-from storage.metadata.sql import heavy, ids
+from storage.metadata.edit import Edit, Edited, Placed
+from storage.metadata.sql import heavy
 from storage.model import (
     DELETED_BIT,
     SYSTEM_KEYWORDS,
@@ -110,38 +109,32 @@ def store_flags(tx: Tx, account: int, args: StoreFlags) -> StoreResult:
     """
     combine = _Combine(args)
     edit = Edit(tx, account)
-    box = args.mailbox_id
-    edit.box(box)
-    rows = tx.all(sql.BY_UIDS, {"a": account, "box": box, "uids": ids(args.uids)})
-    edit.load([row[1] for row in rows])
+    box, since = args.mailbox_id, args.unchanged_since
     modified = []
-    touched: list[tuple[int, Edited]] = []
-    since = args.unchanged_since
-    for uid, email_id, modseq in rows:
-        email = edit.emails[email_id]
-        if since is not None and max(modseq, email.flags_modseq) > since:
-            modified.append(uid)
+    touched: list[Placed] = []
+    for placed in edit.in_box(box, args.uids):
+        if since is not None and placed.modseq > since:
+            modified.append(placed.uid)
             continue
+        email = placed.email
         email.system = combine.system(email.system)
         email.keywords = combine.keywords(email.keywords)
         member = email.members[box]
         deleted = combine.deleted(member.deleted)
         if deleted != member.deleted:
             email.members[box] = member._replace(deleted=deleted)
-        touched.append((uid, email))
-    touched = [(uid, email) for uid, email in touched if email.changed]
+        if email.changed:
+            touched.append(placed)
     modseq, _ = edit.finish()
-    changed = [
-        (
-            uid,
-            email.email_id,
-            modseq,
-            email.system | (DELETED_BIT if email.members[box].deleted else 0),
-            tuple(email.keywords.split()),
-        )
-        for uid, email in touched
-    ]
-    return StoreResult(modseq, tuple(sorted(changed)), tuple(sorted(modified)))
+    changed = tuple(_row(uid, email, box, modseq) for uid, email, _ in touched)
+    return StoreResult(modseq, changed, tuple(modified))
+
+
+def _row(
+    uid: int, email: Edited, box: int, modseq: int
+) -> tuple[int, int, int, int, tuple[str, ...]]:
+    bits = email.system | (DELETED_BIT if email.members[box].deleted else 0)
+    return uid, email.email_id, modseq, bits, tuple(email.keywords.split())
 
 
 @heavy

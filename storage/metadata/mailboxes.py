@@ -13,7 +13,7 @@ from storage.metadata.accounts import read_state, release, take
 from storage.metadata.boxes import MAX_DEPTH, MAX_MAILBOXES, ROLES, SEPARATOR
 from storage.metadata.sql import Sql, inline, p
 from storage.metadata.tables import MAILBOX, SUBSCRIPTION
-from storage.model import AccountState, Mailbox, MailboxList, MailboxPatch, NewMailbox
+from storage.model import Mailbox, MailboxList, MailboxPatch, NewMailbox
 
 if TYPE_CHECKING:
     from storage.api import Tx
@@ -37,11 +37,19 @@ SUBSCRIPTIONS = Sql(select(_s.path).where(_s.account_id == p("a")))
 SUBSCRIBE = Sql(insert(SUBSCRIPTION), ("account_id", "path"))
 
 
-@inline
 def list_all(tx: Tx, account: int, _: None) -> MailboxList:
     """Return all mailboxes at one modseq, in path order."""
     state = read_state(tx, account)
     return MailboxList(state, boxes.ordered(boxes.load(tx, account)))
+
+
+@inline
+def list_few(tx: Tx, account: int, most: int) -> MailboxList | None:
+    """Do as ``list_all``, on the loop; None when there are more than ``most``."""
+    count = tx.one(boxes.COUNT, {"a": account})
+    if count is None or count[0] > most:
+        return None
+    return list_all(tx, account, None)
 
 
 def create(tx: Tx, account: int, new: NewMailbox) -> tuple[Mailbox, int]:
@@ -63,8 +71,31 @@ def _create(
         raise MailError(Kind.LIMIT, "too many mailboxes")
     _check_place(existing, new.name, new.parent_id, 0)
     _check_role(existing, new.role, 0)
-    mailbox_id = boxes.insert_box(tx, account, modseq, new)
-    made = boxes.load(tx, account)[mailbox_id]
+    mailbox_id, validity = boxes.insert_box(tx, account, modseq, new)
+    parent = existing[new.parent_id] if new.parent_id is not None else None
+    made = Mailbox(
+        mailbox_id,
+        new.name,
+        new.parent_id,
+        f"{parent.path}{SEPARATOR}{new.name}" if parent else new.name,
+        new.role,
+        new.subscribed,
+        new.sort_order,
+        validity,
+        uidnext=1,
+        highestmodseq=modseq,
+        modseq=modseq,
+        created_modseq=modseq,
+        properties_modseq=modseq,
+        messages=0,
+        unseen=0,
+        deleted=0,
+        size=0,
+        total_emails=0,
+        unread_emails=0,
+        total_threads=0,
+        unread_threads=0,
+    )
     tx.run(boxes.UNSUBSCRIBE, {"a": account, "wanted": made.path})
     existing[mailbox_id] = made
     return made
@@ -268,9 +299,3 @@ def subscriptions(tx: Tx, account: int, _: None) -> tuple[str, ...]:
     paths = {row[0] for row in tx.all(SUBSCRIPTIONS, {"a": account})}
     existing = boxes.load(tx, account).values()
     return tuple(sorted(paths | {box.path for box in existing if box.subscribed}))
-
-
-@inline
-def state(tx: Tx, account: int, _: None) -> AccountState:
-    """Return the account's change counters."""
-    return read_state(tx, account)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from storage.api import Row, Tx
 
 CHUNK = 500
+FEW_CHANGES = 200  # of the account, that the loop may look through
 
 _e, _es, _me, _bl = EMAIL.c, EMAIL_STATE.c, MAILBOX_EMAIL.c, BLOB.c
 _state_of_member = and_(_es.account_id == _me.account_id, _es.email_id == _me.email_id)
@@ -64,14 +65,17 @@ CHANGED = Sql(
     )
     .order_by(_me.uid)
 )
-VANISHED = Sql(
-    select(EXPUNGED.c.uid)
-    .where(
-        EXPUNGED.c.account_id == p("a"),
-        EXPUNGED.c.mailbox_id == p("box"),
-        EXPUNGED.c.modseq > p("since"),
-    )
-    .order_by(EXPUNGED.c.uid)
+_vanished = select(EXPUNGED.c.uid).where(
+    EXPUNGED.c.account_id == p("a"),
+    EXPUNGED.c.mailbox_id == p("box"),
+    EXPUNGED.c.modseq > p("since"),
+)
+VANISHED = Sql(_vanished.order_by(EXPUNGED.c.uid))
+SOME_VANISHED = Sql(_vanished.limit(p("n")))
+SOME_CHANGED = Sql(
+    select(_es.modseq)
+    .where(_es.account_id == p("a"), _es.modseq > p("since"))
+    .limit(p("n"))
 )
 
 
@@ -145,6 +149,16 @@ def reached(tx: Tx, account: int, _: None) -> int:
 
 
 @inline
+def quick_delta(tx: Tx, account: int, args: tuple[int, int]) -> ViewDelta | None:
+    """Do as ``delta``, on the loop; None when so much changed that it takes long."""
+    mailbox_id, since = args
+    params = {"a": account, "box": mailbox_id, "since": since, "n": FEW_CHANGES + 1}
+    for statement in (SOME_CHANGED, SOME_VANISHED):
+        if len(tx.all(statement, params)) > FEW_CHANGES:
+            return None
+    return delta(tx, account, args)
+
+
 def delta(tx: Tx, account: int, args: tuple[int, int]) -> ViewDelta:
     """Return what changed in a mailbox: (mailbox_id, since modseq); NOT_FOUND."""
     mailbox_id, since = args
@@ -163,12 +177,6 @@ def delta(tx: Tx, account: int, args: tuple[int, int]) -> ViewDelta:
     )
     vanished = tuple(row[0] for row in tx.all(VANISHED, params))
     return ViewDelta(highest, uidnext, changed, vanished)
-
-
-def long_delta(tx: Tx, account: int, args: tuple[int, int]) -> ViewDelta:
-    """Do as ``delta``, off the loop: for a client that was away for long."""
-    result: ViewDelta = delta(tx, account, args)
-    return result
 
 
 def vanished(tx: Tx, account: int, args: tuple[int, int]) -> tuple[int, ...] | None:

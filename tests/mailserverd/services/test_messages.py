@@ -10,8 +10,8 @@ import pytest
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import Access
+from mailserverd.services import copying, views
 from mailserverd.services import messages as service
-from mailserverd.services import views
 from storage.metadata import check
 from storage.model import (
     Column,
@@ -134,6 +134,58 @@ def test_large_sets_are_cut_into_units(tmp_path, monkeypatch):
             assert len((await it.messages.update(ME, patches)).updated) == 13
             assert len((await it.messages.destroy(ME, ids)).destroyed) == 13
             assert await it.store.read(ME, check.check_account, None) == ()
+
+    asyncio.run(run())
+
+
+def test_a_large_copy_is_all_or_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "FEW", 1)
+    monkeypatch.setattr(copying, "CHUNK", 3)
+
+    async def run():
+        async with office(tmp_path) as it:
+            for number in range(8):
+                await it.add(mail(f"n{number}"))
+            uids = list(range(1, 9))
+            await it.messages.copy(ME, 1, uids, 2)
+            before = await it.mailboxes.list(ME)
+            used = before.state.quota_used
+            await it.mailboxes.set_quota(1, used + used // 2)
+            with pytest.raises(MailError) as caught:
+                await it.messages.copy(ME, 1, uids, 2)  # a second copy takes room
+            assert caught.value.kind is Kind.OVER_QUOTA
+            after = await it.mailboxes.list(ME)
+            assert after.state.quota_used == used
+            assert [b.messages for b in after.mailboxes] == [
+                b.messages for b in before.mailboxes
+            ]
+            view = await it.messages.view(ME, 2)
+            assert list(view.uids) == uids
+            assert it.heard[-1] == (1, after.state.modseq)
+            assert await it.store.read(ME, check.check_account, None) == ()
+
+    asyncio.run(run())
+
+
+def test_a_large_copy_outlives_the_session_that_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "FEW", 1)
+    monkeypatch.setattr(copying, "CHUNK", 2)
+
+    async def run():
+        async with office(tmp_path) as it:
+            for number in range(8):
+                await it.add(mail(f"n{number}"))
+            copy = it.messages.copy(ME, 1, list(range(1, 9)), 2)
+            task = asyncio.create_task(copy)
+            heard = asyncio.Event()
+            it.changes.subscribe(1, lambda *_: heard.set())
+            await heard.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.wait(others, timeout=10)
+            assert len((await it.messages.view(ME, 2)).uids) == 8
 
     asyncio.run(run())
 
