@@ -26,7 +26,7 @@ ROLES = {
 """Special-use attributes (RFC 6154, RFC 8457) and the roles they stand for."""
 USES = {role: f"\\{role.capitalize()}" for role in ROLES.values()}
 SEPARATOR = "/"
-MAX_PATTERN = 1024
+MAX_PATTERN = 512
 
 
 def parents(mailboxes: Iterable[Mailbox]) -> frozenset[int | None]:
@@ -142,7 +142,7 @@ def status_item(args: Cursor) -> str:
 
 
 def status_line(context: Context, mailbox: Mailbox, items: Iterable[str]) -> bytes:
-    """Return a STATUS response (RFC 9051 section 7.3.4)."""
+    """Return a STATUS response (RFC 9051 section 7.3.3)."""
     pairs = []
     for item in items:
         if item == "MAILBOXID":  # RFC 8474 section 4.3

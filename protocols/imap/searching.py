@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from protocols.imap.wire.sequence import Range, SequenceSet
 
 SLICE = 20_000
+_MANY = 2000  # candidates of one key between two looks at other connections
 MAX_DEPTH = 50
 MAX_KEYS = 1000
 
@@ -172,6 +173,8 @@ async def _evaluate(node: Node, part: Slice, positions: Positions) -> Positions:
     if not positions:
         return positions
     if isinstance(node, Leaf):
+        if len(positions) > _MANY:
+            await asyncio.sleep(0)
         return await node.key.match(part, positions, node.argument)
     if isinstance(node, All):
         for each in node.parts:

@@ -150,6 +150,9 @@ def _label(
     return wire + b"<%d>" % partial[0] if partial else wire
 
 
+_parts = functools.lru_cache(maxsize=16)(load_parts)  # one message, many sections
+
+
 # --- locating -----------------------------------------------------------------
 
 
@@ -157,7 +160,7 @@ def locate(section: Section, source: Source) -> Extent | None:
     """Return where a section lies; None when the message has no such part."""
     if not section.part:
         return _of_message(section, source)
-    parts = load_parts(source.part_table)
+    parts = _parts(source.part_table)
     part = find_part(parts, section.part)
     if part is None:
         return None

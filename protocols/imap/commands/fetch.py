@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from protocols.imap.wire.cursor import Cursor
     from protocols.imap.wire.sequence import SequenceSet
 
-MAX_ITEMS = 200
+MAX_ITEMS = 50  # sections: each may be held in memory
 
 
 async def _fetch(context: Context, args: Cursor) -> bytes | None:
@@ -35,18 +35,18 @@ async def _run(context: Context, args: Cursor, *, uid: bool) -> bytes | None:
     args.space()
     items = _Items(context, args)
     items.read()
-    since, vanished = _modifiers(args) if args.take(b" ") else (0, False)
+    since, vanished = _modifiers(args) if args.take(b" ") else (None, False)
     args.end()
-    if vanished and not (uid and since and context.modes.qresync):
+    if vanished and (since is None or not uid or not context.modes.qresync):
         raise WireError("VANISHED needs UID FETCH, CHANGEDSINCE and QRESYNC")
     request = items.request(uid=uid, since=since)
-    if since or columns.MODSEQ in request.attributes:
+    if columns.MODSEQ in request.attributes:
         context.enable_condstore()
     selected = context.mailbox
     ranges = selected.resolve(wanted, uid=uid)
     lost = not uid and selected.lost(ranges)
     if vanished:
-        await _send_vanished(context, wanted, since)
+        await _send_vanished(context, wanted, request.changed_since)
     await Fetcher(context, request).run(ranges)
     return b"[EXPUNGEISSUED] Some messages are gone" if lost else None
 
@@ -84,25 +84,26 @@ class _Items:
         else:
             raise WireError("unknown FETCH item")
 
-    def request(self, *, uid: bool, since: int) -> Request:
+    def request(self, *, uid: bool, since: int | None) -> Request:
         """Return what was asked for; UID FETCH and CHANGEDSINCE add items."""
         wanted = self.attributes
         if uid:
             wanted = {columns.UID: None} | wanted
-        if since:
+        if since is not None:
             wanted[columns.MODSEQ] = None
-        return Request(tuple(wanted), tuple(dict.fromkeys(self.sections)), since)
+        return Request(tuple(wanted), tuple(dict.fromkeys(self.sections)), since or 0)
 
 
-def _modifiers(args: Cursor) -> tuple[int, bool]:
-    since, vanished = 0, False
+def _modifiers(args: Cursor) -> tuple[int | None, bool]:
+    since: int | None = None
+    vanished = False
 
     def modifier() -> None:
         nonlocal since, vanished
         name = args.word()
         if name == "CHANGEDSINCE":
             args.space()
-            since = args.nz_number()
+            since = args.number()
         elif name == "VANISHED":
             vanished = True
         else:

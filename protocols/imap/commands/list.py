@@ -6,6 +6,7 @@ parent exists here, so only a subscription may name what does not.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from storage.model import Mailbox
 
 SELECTION = frozenset({"SUBSCRIBED", "REMOTE", "RECURSIVEMATCH", "SPECIAL-USE"})
-MAX_PATTERNS = 100
+MAX_PATTERNS = 20
+_FAIR = 50  # responses between two looks at other connections
 _CHILD_INFO = b' ("CHILDINFO" ("SUBSCRIBED"))'
 
 
@@ -46,8 +48,11 @@ async def _run(context: Context, args: Cursor) -> None:
     names: tuple[str, ...] = ()
     if "SUBSCRIBED" in request.selection:
         names = await context.services.mailboxes.subscriptions(context.access)
-    for mailbox, answer in _answers(context, request, listed.mailboxes, names):
+    answers = _answers(context, request, listed.mailboxes, names)
+    for number, (mailbox, answer) in enumerate(answers):
         context.send(answer)
+        if not number % _FAIR:
+            await asyncio.sleep(0)
         if request.status and mailbox is not None:
             context.send(listing.status_line(context, mailbox, request.status))
         await context.channel.drain()
