@@ -89,7 +89,8 @@ class QueueRunner:
 
     async def run(self) -> None:
         """Work until cancelled; then call ``drain``."""
-        await self._queue.start()
+        if not self._running:  # else it is a second start, with leases of our own
+            await self._queue.start()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._claim_loop())
             group.create_task(self._notice_loop())
@@ -97,6 +98,7 @@ class QueueRunner:
 
     async def drain(self) -> None:
         """Let attempts end; after ``drain`` seconds cut them off, to be tried again."""
+        await self._receive.notices.close()
         tasks = list(self._running)
         if tasks:
             _, left = await asyncio.wait(tasks, timeout=self._settings.drain)

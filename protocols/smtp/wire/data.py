@@ -38,19 +38,21 @@ class DataReader:
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Take octets; after the end was met (``rest`` not None) do not call again."""
         data = self._held + data
-        end = data.find(END)
+        dot = data.find(b"\r\n.")  # one search serves both: nearly no line has a dot
+        end = data.find(END, dot) if dot >= 0 else -1
+        rest = None
         if end >= 0:
             chunk, rest = data[: end + 2], data[end + len(END) :]
         else:
             kept = next((len(p) for p in _PARTIAL if data.endswith(p)), 0)
-            chunk, rest = data[: len(data) - kept], None
+            chunk = data[: len(data) - kept]
             self._held = data[len(data) - kept :]
-        return self._message(chunk), rest
+        return self._message(chunk, stuffed=0 <= dot < len(chunk) - 2), rest
 
-    def _message(self, chunk: bytes) -> bytes:
+    def _message(self, chunk: bytes, *, stuffed: bool) -> bytes:
         if self.clean and not is_clean(chunk):
             self.clean = False
-        if chunk.find(b"\r\n.") >= 0:
+        if stuffed:
             chunk = chunk.replace(b"\r\n.", b"\r\n")
         if self._virtual and chunk:
             chunk = chunk[self._virtual :]
