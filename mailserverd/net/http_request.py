@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from protocols.web import Application, Release
 
 log = get_logger("http")
+PROBLEM = (("Content-Type", "application/problem+json"),)
 ADMIT = 64 * 1024  # a body larger than this is read only after the login is known
 
 
@@ -40,10 +41,11 @@ class Spool:
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        """Take the next piece."""
+        """Take the next piece; OSError when there is no room for it."""
         self.size += len(data)
         if self.file is not None:
             self.file.write(data)
+            self.file.flush()
             return
         self._chunks.append(data)
         if self.size > IN_MEMORY:
@@ -51,6 +53,7 @@ class Spool:
             made = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115
             self.file = cast("BinaryIO", made)
             self.file.writelines(self._chunks)
+            self.file.flush()
             self._chunks.clear()
 
     def body(self) -> Body:
@@ -106,6 +109,7 @@ class WebRequest(http.Request):
         self._admission: asyncio.Task[None] | None = None
         self._stream: asyncio.Task[None] | None = None
         self._started = 0.0
+        self._serving = False
 
     def begin(self, command: bytes, target: bytes) -> None:
         """The header block is complete."""
@@ -143,8 +147,12 @@ class WebRequest(http.Request):
         text = b'{"type":"urn:ietf:params:jmap:error:limit","status":413,"limit":'
         name = b'"maxSizeUpload"' if b"upload" in self.uri else b'"maxSizeRequest"'
         detail = b',"detail":"the body is larger than this path takes"}'
-        headers = (("Content-Type", "application/problem+json"),)
-        self.channel.refuse(Response(413, headers, text + name + detail))
+        self.channel.refuse(Response(413, PROBLEM, text + name + detail))
+
+    def _no_room(self, error: OSError) -> None:
+        log.error("spool-failed", path=self.head.path, error=str(error))
+        text = b'{"type":"about:blank","status":507,"detail":"no room for the body"}'
+        self.channel.refuse(Response(507, PROBLEM, text))
 
     def handleContentChunk(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -154,12 +162,16 @@ class WebRequest(http.Request):
         if self._spool.size + len(data) > self.limit:
             self._too_large()
             return
-        self._spool.write(data)
+        try:
+            self._spool.write(data)
+        except OSError as error:
+            self._no_room(error)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """The whole request is here."""
         self.clientproto = version
         if not self.channel.refused:
+            self._serving = True
             spawn(self._serve(), name="http-request")
 
     async def _serve(self) -> None:
@@ -252,6 +264,8 @@ class WebRequest(http.Request):
         super().connectionLost(reason)
         if self._stream is not None:
             self._stream.cancel()
+        if not self._serving:
+            self._cleanup_body()
 
 
 def _head(request: WebRequest, command: bytes, target: bytes, front: Channel) -> Head:

@@ -346,3 +346,20 @@ def test_half_open_and_slow_clients_hinder_nobody(ours: daemon.Daemon) -> None:
     finally:
         for sock in silent:
             sock.close()
+
+
+def test_uploads_that_broke_off_give_their_place_back(ours: daemon.Daemon) -> None:
+    """Each held one of the account's concurrent uploads for ever."""
+    with Jmap(ours.port(80), ALICE, PASSWORD) as jmap:
+        jmap.session()
+        head = (
+            f"POST /jmap/upload/{jmap.account} HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Basic {BASIC.decode()}\r\nContent-Length: 9000000\r\n\r\n"
+        ).encode()
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", ours.port(80)), 10) as sock:
+                sock.sendall(head + b"x" * 200_000)
+        until = time.monotonic() + 10
+        while (status := jmap.upload(b"x" * 200_000)[0]) != 201:
+            assert time.monotonic() < until, status
+            time.sleep(0.05)
