@@ -321,22 +321,24 @@ class QueueRunner:
             await asyncio.sleep(PAUSE)
 
     async def send_notices(self) -> int:
-        """Tell senders what they are to be told; returns how many still wait."""
-        left = 0
-        for entry in await self._queue.notices():
-            try:
-                await self._receive.notices.report(entry, await self._reported(entry))
-            except MailError as error:
-                log.warning(
-                    "notice-deferred",
-                    queue=entry.message.queue_id,
-                    error=str(error),
-                )
-                left += 1
-                continue
-            positions = [r.position for r in entry.recipients]
-            await self._queue.noticed(entry.message.queue_id, positions)
-        return left
+        """Tell senders what they are to be told; returns how many could not be."""
+        while entries := await self._queue.notices():
+            left = 0
+            for entry in entries:
+                left += not await self._tell(entry)
+            if left:
+                return left
+        return 0
+
+    async def _tell(self, entry: Entry) -> bool:
+        queue_id = entry.message.queue_id
+        try:
+            await self._receive.notices.report(entry, await self._reported(entry))
+        except MailError as error:
+            log.warning("notice-deferred", queue=queue_id, error=str(error))
+            return False
+        await self._queue.noticed(queue_id, [r.position for r in entry.recipients])
+        return True
 
     async def _reported(self, entry: Entry) -> bytes:
         """Return the message, or nothing of it: a damaged one is reported, too."""
