@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mailserverd.mail.model import Part
     from protocols.jmap.email_properties import BodyPlan
+    from protocols.jmap.header_forms import Spend
     from protocols.jmap.wire.ids import Blob
 
 Extent = tuple[int, int]
@@ -47,8 +48,11 @@ class Raw:
 class BodyView:
     """The body of one message, as a plan wants it shown."""
 
-    def __init__(self, plan: BodyPlan, parts: Sequence[Part], blob: Blob) -> None:
+    def __init__(
+        self, plan: BodyPlan, parts: Sequence[Part], blob: Blob, spend: Spend
+    ) -> None:
         self._plan = plan
+        self._spend = spend
         self._parts = parts
         self._blob = blob
         self._bodies = split_bodies(parts)
@@ -154,7 +158,7 @@ class BodyView:
         }
         if self._plan.headers:
             block = raw.get(part.header_start, part.body_start)
-            found.update(header_forms.show(block, self._plan.headers))
+            found.update(header_forms.show(block, self._plan.headers, self._spend))
         return found
 
     def _blob_id(self, part: Part, _raw: Raw) -> str | None:
@@ -169,7 +173,8 @@ class BodyView:
         return _decoded_size(part, raw)
 
     def _header_list(self, part: Part, raw: Raw) -> list[dict[str, str]]:
-        return header_forms.show_all(raw.get(part.header_start, part.body_start))
+        block = raw.get(part.header_start, part.body_start)
+        return header_forms.show_all(block, self._spend)
 
     def _value(self, part: Part, raw: Raw) -> dict[str, Any]:
         start, end = self._value_extent(part)

@@ -10,6 +10,7 @@ from mailserverd.mail.parts import load_parts
 from protocols.jmap import header_forms
 from protocols.jmap.email_body import BodyView, Raw
 from protocols.jmap.wire import dates, ids
+from protocols.jmap.wire.references import weight
 from storage.model import SYSTEM_KEYWORDS
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from mailserverd.mail.model import Part
     from protocols.jmap.email_body import Extent
-    from protocols.jmap.email_properties import Plan
+    from protocols.jmap.email_properties import BodyPlan, Plan
+    from protocols.jmap.header_forms import Spend
     from protocols.jmap.method import Context
     from protocols.jmap.wire.ids import Blob
     from storage.model import BlobRef, EmailRow, Flags
@@ -28,6 +30,7 @@ SYSTEM = [
 ]
 WHOLE = 256 * 1024  # octets of a message that is read in one piece
 BUSY = 128 * 1024  # octets of bodies that are decoded off the loop
+HEADER = 1 << 20  # octets of a header block that are shown
 
 
 def keywords(flags: Flags) -> dict[str, bool]:
@@ -65,11 +68,12 @@ async def show(context: Context, row: EmailRow, plan: Plan) -> dict[str, Any]:
     """Return an email with all properties asked for."""
     found = metadata(row, plan)
     if plan.listed:
+        context.spend(len(row.list_json))
         found.update(listed(row, plan))
     if row.blob is not None and (plan.body is not None or plan.header_block):
         blob = ids.Blob(row.blob.hash)
         parts = load_parts(row.part_table) if plan.body is not None else ()
-        message = Message(parts, blob, row.header_size)
+        message = Message(parts, blob, row.header_size, context.spend)
         needs = message.needs(plan)
         context.spend(sum(end - start for start, end in needs))
         raw = await _read(context, row.blob, needs)
@@ -90,16 +94,19 @@ async def _read(context: Context, ref: BlobRef, needs: set[Extent]) -> Raw:
 class Message:
     """What of a message is not in its row's list properties: headers and bodies."""
 
-    def __init__(self, parts: Sequence[Part], blob: Blob, header_size: int) -> None:
+    def __init__(
+        self, parts: Sequence[Part], blob: Blob, header_size: int, spend: Spend
+    ) -> None:
         self._parts = parts
         self._blob = blob
-        self._header = (0, header_size)
+        self._header = (0, min(header_size, HEADER))
+        self._spend = spend
 
     def needs(self, plan: Plan) -> set[Extent]:
         """Return the ranges of octets that ``show`` will read."""
         found: set[Extent] = {self._header} if plan.header_block else set()
         if plan.body is not None:
-            found |= BodyView(plan.body, self._parts, self._blob).needs()
+            found |= self._body(plan.body).needs()
         return found
 
     def show(self, plan: Plan, raw: Raw) -> dict[str, Any]:
@@ -107,9 +114,14 @@ class Message:
         found: dict[str, Any] = {}
         if plan.header_block:
             block = raw.get(*self._header)
-            found.update(header_forms.show(block, plan.headers))
+            found.update(header_forms.show(block, plan.headers, self._spend))
             if plan.all_headers:
-                found["headers"] = header_forms.show_all(block)
+                found["headers"] = header_forms.show_all(block, self._spend)
         if plan.body is not None:
-            found.update(BodyView(plan.body, self._parts, self._blob).show(raw))
+            body = self._body(plan.body).show(raw)
+            self._spend(weight(body))
+            found.update(body)
         return found
+
+    def _body(self, plan: BodyPlan) -> BodyView:
+        return BodyView(plan, self._parts, self._blob, self._spend)

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from mailserverd.mail import headers as fields
 from protocols.jmap.wire.headers import Form, HeaderProperty
+from protocols.jmap.wire.references import VALUE, weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    Spend = Callable[[int], None]
 
 _FORMS: dict[Form, Callable[[bytes], Any]] = {
     Form.RAW: fields.as_raw,
@@ -21,13 +24,23 @@ _FORMS: dict[Form, Callable[[bytes], Any]] = {
 }
 
 
-def show(block: bytes, wanted: Iterable[tuple[str, HeaderProperty]]) -> dict[str, Any]:
-    """Return property -> value for the header properties asked for."""
+def show(
+    block: bytes, wanted: Iterable[tuple[str, HeaderProperty]], spend: Spend
+) -> dict[str, Any]:
+    """Return property -> value for the header properties asked for.
+
+    ``spend`` is told what each weighs: a field can be asked for in any number of
+    spellings.
+    """
     values: dict[str, list[bytes]] = {}
     for field in fields.iter_fields(block):
         name = field.name.decode("latin-1").lower()
         values.setdefault(name, []).append(field.value)
-    return {text: _value(values.get(one.key, []), one) for text, one in wanted}
+    found: dict[str, Any] = {}
+    for text, one in wanted:
+        found[text] = _value(values.get(one.key, []), one)
+        spend(len(text) + weight(found[text]))
+    return found
 
 
 def _value(found: list[bytes], wanted: HeaderProperty) -> Any:
@@ -37,9 +50,11 @@ def _value(found: list[bytes], wanted: HeaderProperty) -> Any:
     return form(found[-1]) if found else None
 
 
-def show_all(block: bytes) -> list[dict[str, str]]:
-    """Return all header fields, in order, values in Raw form."""
-    return [
-        {"name": fields.as_raw(field.name), "value": fields.as_raw(field.value)}
-        for field in fields.iter_fields(block)
-    ]
+def show_all(block: bytes, spend: Spend) -> list[dict[str, str]]:
+    """Return all header fields, in order, values in Raw form; see ``show``."""
+    found: list[dict[str, str]] = []
+    for field in fields.iter_fields(block):
+        spend(field.end - field.start + 4 * VALUE)
+        name, value = fields.as_raw(field.name), fields.as_raw(field.value)
+        found.append({"name": name, "value": value})
+    return found

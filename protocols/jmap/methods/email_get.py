@@ -53,6 +53,7 @@ async def _one(context: Context, row: EmailRow, plan: Plan) -> dict[str, Any]:
     if plan.body is None and not plan.header_block:
         found = email_show.metadata(row, plan)
         if plan.listed:
+            context.spend(len(row.list_json))
             found.update(email_show.listed(row, plan))
         return found
     return await email_show.show(context, row, plan)

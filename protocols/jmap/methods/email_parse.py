@@ -20,6 +20,7 @@ from protocols.jmap.wire.errors import MethodError
 if TYPE_CHECKING:
     from mailserverd.mail.model import ParsedMessage
     from protocols.jmap.email_properties import Plan
+    from protocols.jmap.header_forms import Spend
     from protocols.jmap.method import Arguments, Context
     from protocols.jmap.wire.ids import Blob
 
@@ -75,11 +76,11 @@ async def _parse(
     if next(iter_fields(raw), None) is None:
         raise _NoMessage
     if len(raw) > BUSY:
-        return await context.services.offload(_show, plan, raw, blob)
-    return _show(plan, raw, blob)
+        return await context.services.offload(_show, plan, raw, blob, context.spend)
+    return _show(plan, raw, blob, context.spend)
 
 
-def _show(plan: Plan, raw: bytes, blob: Blob) -> dict[str, Any]:
+def _show(plan: Plan, raw: bytes, blob: Blob, spend: Spend) -> dict[str, Any]:
     found: ParsedMessage = mime.parse(raw)
     shown: dict[str, Any] = {name: None for name in UNKNOWN if name in plan.metadata}
     if "blobId" in plan.metadata:
@@ -87,9 +88,10 @@ def _show(plan: Plan, raw: bytes, blob: Blob) -> dict[str, Any]:
     if "size" in plan.metadata:
         shown["size"] = found.size
     if plan.listed:
+        spend(len(found.list_json))
         stored = orjson.loads(found.list_json)
         shown.update({name: stored[name] for name in plan.listed})
-    message = Message(found.parts, blob, found.header_size)
+    message = Message(found.parts, blob, found.header_size, spend)
     shown.update(message.show(plan, Raw({}, raw)))
     return shown
 
