@@ -78,7 +78,7 @@ class _Reader:
         for name in self._given:
             wanted = names.CONVENIENCE.get(name) or names.parse(name)
             if wanted is None:
-                if name not in _OTHER:
+                if name not in _OTHER and self._given[name] is not None:
                     self.bad(name, "left out: it is not the client's to set")
             elif not wanted.allowed or wanted.key.startswith("content-"):
                 self.bad(name, "given in another form, or on a body part")

@@ -123,15 +123,12 @@ def sort(given: list[dict[str, Any]] | None) -> tuple[Sort, ...]:
     for one in comparators:
         if one.property not in SORTS:
             raise MethodError("unsupportedSort", f"cannot sort by {one.property!r}")
-        extra = dict(one.extra)
         word = ""
         if one.property in KEYWORD_SORTS:
             try:
-                word = keyword(extra.pop("keyword", None))
+                word = keyword(one.extra.get("keyword"))
             except Bad as bad:
                 raise invalid_arguments(f"keyword must be {bad}") from bad
-        if extra:
-            raise invalid_arguments(f"unknown in a Comparator: {', '.join(extra)}")
         found.append(Sort(one.property, one.ascending, word))
     return tuple(found) or (Sort("receivedAt", ascending=False),)
 

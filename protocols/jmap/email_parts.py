@@ -125,6 +125,8 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in given.items():
         check = _CHECKS.get(name)
+        if value is None:
+            continue  # as good as left out
         if check is None:
             if names.parse(name) is None:
                 raise Bad(f"without {name}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from protocols.jmap import querying
 from protocols.jmap.wire import ids
 from protocols.jmap.wire.arguments import boolean, identifier, nullable, string
-from protocols.jmap.wire.errors import MethodError, invalid_arguments
+from protocols.jmap.wire.errors import MethodError
 
 if TYPE_CHECKING:
     from protocols.jmap.method import Arguments, Context
@@ -127,8 +127,6 @@ def _order(comparators: tuple[Comparator, ...]) -> Order:
     for one in comparators:
         if one.property not in _KEYS:
             raise MethodError("unsupportedSort", f"cannot sort by {one.property!r}")
-        if one.extra:
-            raise invalid_arguments(f"unknown in a Comparator: {', '.join(one.extra)}")
 
     def ordered(boxes: Iterable[Mailbox]) -> list[Mailbox]:
         found = sorted(boxes, key=lambda box: box.mailbox_id)

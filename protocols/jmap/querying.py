@@ -54,7 +54,10 @@ COLLATIONS = frozenset({"i;unicode-casemap"})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparator:
-    """One element of ``sort``; ``extra`` are its type-specific members."""
+    """One element of ``sort``; ``extra`` are its other members.
+
+    Unknown ones are passed over: jmapc sends some with every Comparator.
+    """
 
     property: str
     ascending: bool

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from protocols.jmap import querying
 from protocols.jmap.wire import ids
 from protocols.jmap.wire.arguments import identifier, list_of, string, utc_date
-from protocols.jmap.wire.errors import MethodError, invalid_arguments
+from protocols.jmap.wire.errors import MethodError
 from storage.model import Condition, Operator, Sort
 
 if TYPE_CHECKING:
@@ -55,11 +55,9 @@ def _condition(context: Context, name: str, value: Any) -> Condition:
 
 
 def sort(given: list[dict[str, Any]] | None) -> tuple[Sort, ...]:
-    """Translate comparators; ``unsupportedSort``, ``invalidArguments``."""
+    """Translate comparators; ``unsupportedSort``."""
     comparators = querying.comparators(given)
     for one in comparators:
         if one.property not in SORTS:
             raise MethodError("unsupportedSort", f"cannot sort by {one.property!r}")
-        if one.extra:
-            raise invalid_arguments(f"unknown in a Comparator: {', '.join(one.extra)}")
     return tuple(Sort(one.property, one.ascending) for one in comparators)
