@@ -1,0 +1,181 @@
+"""Several clients at once on one mailbox: each one's picture stays true.
+
+Every client keeps the list of uids that its sequence numbers stand for, changed only
+by EXISTS, EXPUNGE and VANISHED, and checks it against every UID that it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from protocols.imap.wire import sequence
+from storage.model import EmailPatch
+from tests.lib.imap import USER, Client, ImapHost, imap_host
+
+if TYPE_CHECKING:
+    import pathlib
+
+MESSAGE = b"Subject: x\r\n\r\nx\r\n"
+FETCHED = re.compile(rb"\* (\d+) FETCH \((.*)\)")
+UID = re.compile(rb"\bUID (\d+)")
+FLAGS = re.compile(rb"\bFLAGS (\([^)]*\))")
+COMMANDS = (
+    ("FETCH {seqs} (UID FLAGS)", False),
+    ("UID FETCH 1:* (FLAGS)", True),
+    ("STORE {seqs} +FLAGS (\\Flagged)", False),
+    ("STORE {seqs} -FLAGS.SILENT (\\Flagged)", False),
+    ("UID STORE {uids} +FLAGS (\\Deleted work)", True),
+    ("SEARCH UNSEEN", False),
+    ("UID SEARCH DELETED", True),
+    ("EXPUNGE", True),
+    ("UID EXPUNGE {uids}", True),
+    ("COPY {seqs} INBOX", True),
+    ("UID MOVE {uids} Trash", True),
+    ("NOOP", True),
+    ("FETCH {seqs} (UID BODY[])", False),
+)
+
+
+class Player:
+    """One client with its picture of the mailbox."""
+
+    def __init__(self, client: Client, seed: int, *, qresync: bool) -> None:
+        self.client = client
+        self.random = random.Random(seed)
+        self.qresync = qresync
+        self.uids: list[int | None] = []  # None: told to exist, not yet its uid
+        self.flags: dict[int, bytes] = {}
+
+    async def begin(self) -> None:
+        if self.qresync:
+            await self.client.ok("ENABLE QRESYNC")
+        self.hear(await self.client.ok("SELECT INBOX"), expunge=False)
+        await self.run("UID FETCH 1:* (FLAGS)", expunge=True)
+
+    def hear(self, told: list[bytes], *, expunge: bool) -> None:
+        for line in told:
+            words = line.split()
+            if line.endswith(b" EXISTS"):
+                assert int(words[1]) >= len(self.uids)
+                self.uids += [None] * (int(words[1]) - len(self.uids))
+            elif line.endswith(b" EXPUNGE"):
+                assert expunge, line
+                assert not self.qresync
+                del self.uids[int(words[1]) - 1]
+            elif words[1] == b"VANISHED":
+                assert expunge, line
+                self.vanish(set(sequence.expand(sequence.parse(words[2]).resolve(0))))
+            elif match := FETCHED.match(line.partition(b"\r\n")[0] + b")"):
+                self.note(int(match[1]), match[2])
+
+    def vanish(self, gone: set[int]) -> None:
+        unknown = gone - set(self.uids)  # of those that EXISTS alone told of
+        for uid in unknown:  # it lies before the next uid that is known
+            above = [i for i, known in enumerate(self.uids) if known and known > uid]
+            place = (above[0] if above else len(self.uids)) - 1
+            assert self.uids[place] is None
+            del self.uids[place]
+        self.uids = [uid for uid in self.uids if uid not in gone]
+
+    def note(self, seq: int, items: bytes) -> None:
+        known = self.uids[seq - 1]
+        if match := UID.search(items):
+            assert known in {None, int(match[1])}
+            self.uids[seq - 1] = known = int(match[1])
+        if known is not None and (match := FLAGS.search(items)):
+            self.flags[known] = match[1]
+
+    async def run(self, command: str, *, expunge: bool) -> None:
+        reply, told = await self.client.run(command)
+        self.hear(told, expunge=expunge)
+        assert reply.startswith((b"OK", b"NO [EXPUNGEISSUED]")), (command, reply)
+
+    async def step(self) -> None:
+        command, expunge = self.random.choice(COMMANDS)
+        known = [uid for uid in self.uids if uid is not None]
+        if "{" in command and not known:
+            literal = f"{{{len(MESSAGE)}+}}\r\n{MESSAGE.decode()}"
+            await self.run(f"APPEND INBOX {literal}", expunge=True)
+            await self.run("UID FETCH 1:* (FLAGS)", expunge=True)
+            return
+        size = min(len(known), self.random.choice((1, 2, 5)))
+        uids = sorted(self.random.sample(known, size))
+        seqs = sorted(self.uids.index(uid) + 1 for uid in uids)
+        filled = command.format(
+            uids=sequence.encode(uids).decode(), seqs=sequence.encode(seqs).decode()
+        )
+        if "SILENT" in command:  # what it asks for it is not told
+            for uid in uids:
+                known_flags = self.flags.pop(uid, b"").replace(b"\\Flagged", b"")
+                if known_flags:
+                    self.flags[uid] = known_flags
+        await self.run(filled, expunge=expunge)
+
+    async def play(self, steps: int) -> None:
+        for _ in range(steps):
+            await self.step()
+            await asyncio.sleep(0)
+
+
+async def from_elsewhere(host: ImapHost, rng: random.Random) -> None:
+    """What JMAP and deliveries do meanwhile."""
+    access = await host.host.account(USER)
+    messages = host.host.messages
+    for _ in range(25):
+        await host.host.send(MESSAGE, USER)
+        boxes = (await host.host.mailboxes.list(access)).mailboxes
+        view = await messages.view(access, boxes[0].mailbox_id)
+        chosen = rng.choice(list(view.email_ids) or [0])
+        if rng.random() < 0.5:
+            patch = EmailPatch(chosen, add_keywords=("$seen", "$forwarded"))
+            await messages.update(access, [patch])
+        else:
+            await messages.destroy(access, [chosen])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clients_at_once(tmp_path: pathlib.Path, seed: int) -> None:
+    async def main() -> None:
+        async with imap_host(tmp_path) as host:
+            players = []
+            for number in range(4):
+                client = await host.client()
+                for _ in range(4):
+                    await client.append("INBOX", MESSAGE)
+                qresync = number == 3
+                players.append(Player(client, seed * 10 + number, qresync=qresync))
+            for player in players:
+                await player.begin()
+            rng = random.Random(seed)
+            await asyncio.gather(
+                *(player.play(60) for player in players), from_elsewhere(host, rng)
+            )
+            await check(host, players)
+
+    asyncio.run(main())
+
+
+async def check(host: ImapHost, players: list[Player]) -> None:
+    access = await host.host.account(USER)
+    boxes = (await host.host.mailboxes.list(access)).mailboxes
+    view = await host.host.messages.view(access, boxes[0].mailbox_id)
+    fresh = Player(await host.client(), 0, qresync=False)
+    await fresh.begin()
+    assert fresh.uids == list(view.uids)
+    for player in players:
+        await player.run("NOOP", expunge=True)
+        heard = {uid: player.flags.get(uid) for uid in player.uids if uid}
+        for uid, flags in heard.items():
+            assert flags is None or words(flags) == words(fresh.flags[uid])
+        await player.run("UID FETCH 1:* (FLAGS)", expunge=True)
+        assert player.uids == fresh.uids
+        assert {uid: player.flags[uid] for uid in fresh.uids} == fresh.flags
+
+
+def words(flags: bytes) -> set[bytes]:
+    return set(flags.strip(b"()").split())
