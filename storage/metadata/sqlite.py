@@ -93,7 +93,8 @@ class SqliteDatabase:
             self._open(kind)
         except sqlite3.Error as error:
             self._lease.release()
-            raise translate(error, path) from error
+            problem = translate(error, path).kind
+            raise MailError(problem, f"cannot open {path}: {error}") from error
         except BaseException:
             self._lease.release()
             raise
