@@ -122,8 +122,18 @@ class Daemon:
 
     def _warn_of_restart(self, fresh: Settings) -> None:
         old = self._settings
-        if (fresh.storage, fresh.server.data_dir) != (old.storage, old.server.data_dir):
-            log.warning("restart-needed", tables=["storage", "server.data_dir"])
+        changed = [
+            name
+            for name, before, after in (
+                ("storage", old.storage, fresh.storage),
+                ("dns", old.dns, fresh.dns),
+                ("server.data_dir", old.server.data_dir, fresh.server.data_dir),
+                ("server.hostname", old.server.hostname, fresh.server.hostname),
+            )
+            if before != after
+        ]
+        if changed:
+            log.warning("restart-needed", settings=changed)
 
     async def stop_tasks(self) -> None:
         """End the background tasks."""

@@ -44,12 +44,7 @@ class Fronts:
         self._open: dict[Listener, listeners.Listener] = {}
         self.settings = settings
         self.certificates = _certificates(settings)
-        tls = self._stdlib_tls if self.certificates else None
-        services = SmtpServices(graph.receive, graph.submission, graph.authenticator)
-        self._smtp = {
-            name: SmtpServer(kind, smtp_settings(settings), services, tls=tls)
-            for name, kind in SMTP_KINDS.items()
-        }
+        self._smtp: dict[tuple[str, bool], SmtpServer] = {}
         self._imap = ImapServer(imap_services(graph, settings))
         self._http = HttpFactory(
             JmapSite(jmap_services(graph, settings)), front_settings(settings)
@@ -59,6 +54,23 @@ class Fronts:
     def _stdlib_tls(self) -> ssl.SSLContext:
         assert self.certificates is not None
         return self.certificates.stdlib
+
+    def _smtp_server(self, one: Listener) -> SmtpServer:
+        """Return the factory of a kind, with STARTTLS or without."""
+        offered = one.tls == "starttls" and self.certificates is not None
+        key = (one.protocol, offered)
+        if key not in self._smtp:
+            graph = self._graph
+            services = SmtpServices(
+                graph.receive, graph.submission, graph.authenticator
+            )
+            self._smtp[key] = SmtpServer(
+                SMTP_KINDS[one.protocol],
+                smtp_settings(self.settings),
+                services,
+                tls=self._stdlib_tls if offered else None,
+            )
+        return self._smtp[key]
 
     async def open(self, settings: Settings) -> None:
         """Open what is configured and not open; ListenError names what failed."""
@@ -75,20 +87,21 @@ class Fronts:
             self.certificates.replace(pairs(settings))
         for one in [one for one in self._open if one not in settings.listener]:
             await _stop(self._open.pop(one))
-        await self.open(settings)
         self.settings = settings
+        await self.open(settings)
         for server in self._smtp.values():
             server.settings = smtp_settings(settings)
         self._imap.settings = imap_settings(settings)
         self._http.settings = front_settings(settings)
+        self._http.app = JmapSite(jmap_services(self._graph, settings))
         self._graph.apply(settings)
 
     async def _listen(self, one: Listener) -> listeners.Listener:
         stops: list[Callable[[], Any]] = []
         implicit = self.certificates if one.tls == "implicit" else None
         for sock in listeners.sockets(one.address):
-            if one.protocol in self._smtp:
-                server = self._smtp[one.protocol]
+            if one.protocol in SMTP_KINDS:
+                server = self._smtp_server(one)
                 context = implicit.stdlib if implicit else None
                 stops.append(await listeners.listen_asyncio(sock, server, context))
             else:

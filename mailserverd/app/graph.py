@@ -75,6 +75,7 @@ class Graph:
     receive: Receive
     submission: Submission
     relay: Relay
+    router: Router
     runner: QueueRunner
     pruning: Pruning
     collector: Collector
@@ -85,8 +86,11 @@ class Graph:
         await self.accounts.recover()
 
     def apply(self, settings: Settings) -> None:
-        """Take over new settings of policy and limits."""
+        """Take over new settings of policy, limits, routes and schedule."""
         self.receive.policy = policy(settings, self.resolver, self.offload)
+        self.submission.limits = limits(settings)
+        self.router.settings = routes(settings)
+        self.runner.settings = schedule(settings)
 
     def background(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """Return what runs beside the listeners, by name."""
@@ -142,18 +146,21 @@ def busy(blobs: FileBlobStore, clock: Clock) -> Callable[[], bool]:
     return asked
 
 
-def outgoing(
-    settings: Settings, resolver: Resolver, receive: Receive, queue: MailQueue
-) -> tuple[Relay, QueueRunner]:
-    """Return the relay and the loop that drives it."""
+def routes(settings: Settings) -> RouteSettings:
+    """Return how hosts are found."""
     outbound = settings.outbound
-    hostname = settings.server.hostname
-    routes = RouteSettings(
-        hostname, outbound.port, outbound.smarthost, outbound.allow_loopback
+    return RouteSettings(
+        settings.server.hostname,
+        outbound.port,
+        outbound.smarthost,
+        outbound.allow_loopback,
     )
-    router = Router(resolver, receive.kernel.clock, routes)
-    relay = Relay(router, SmtpDialer(TcpConnector(), hostname))
-    when = QueueSettings(
+
+
+def schedule(settings: Settings) -> QueueSettings:
+    """Return when the queue tries and gives up."""
+    outbound = settings.outbound
+    return QueueSettings(
         retry_min=outbound.retry_min,
         retry_max=outbound.retry_max,
         give_up=outbound.give_up,
@@ -162,7 +169,12 @@ def outgoing(
         per_destination=outbound.per_destination,
         drain=settings.server.drain,
     )
-    return relay, QueueRunner(queue, relay, receive, when)
+
+
+def limits(settings: Settings) -> SubmissionLimits:
+    """Return the bounds of submitted messages."""
+    inbound = settings.inbound
+    return SubmissionLimits(inbound.max_message_size, inbound.max_recipients)
 
 
 def policy(settings: Settings, resolver: Resolver, offload: ThreadOffload) -> Context:
@@ -201,10 +213,8 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
     receive = Receive(kernel, deliver, policy(settings, resolver, offload))
     index = open_search(settings.storage.search)
     people = accounts(settings, stores, offload, clock, index.drop)
-    relay, runner = outgoing(settings, resolver, receive, queue)
-    limits = SubmissionLimits(
-        settings.inbound.max_message_size, settings.inbound.max_recipients
-    )
+    router = Router(resolver, clock, routes(settings))
+    relay = Relay(router, SmtpDialer(TcpConnector(), hostname))
 
     return Graph(
         stores=stores,
@@ -229,10 +239,11 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         acceptances=acceptances,
         deliver=deliver,
         receive=receive,
-        submission=Submission(receive, limits),
+        submission=Submission(receive, limits(settings)),
         relay=relay,
-        runner=runner,
+        router=router,
+        runner=QueueRunner(queue, relay, receive, schedule(settings)),
         pruning=Pruning(stores.shard_dbs, queue, clock),
         collector=Collector(stores.shard_dbs, queue, blobs, clock),
-        upkeep=Upkeep(stores.directory, store, blobs),
+        upkeep=Upkeep(stores.directory, store, queue, blobs),
     )

@@ -29,11 +29,10 @@ def run(start: Callable[..., int], config: str, as_json: bool) -> None:
             err=True,
         )
         sys.exit(os.EX_NOPERM)
-    from mailserverd.app import daemon  # noqa: PLC0415 - heavy imports
+    from mailserverd.app.daemon import run as serve  # noqa: PLC0415 - heavy imports
 
     async def main(reactor: Any) -> int:
-        status: int = await daemon.run(settings, config, reactor)
-        return status
+        return await serve(settings, config, reactor)
 
     try:
         sys.exit(start(main))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Changes:
-    """Commit, then announce (DESIGN decision 2); subscribers read the log themselves."""
+    """Commit, then announce; subscribers read the log themselves."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus

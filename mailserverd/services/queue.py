@@ -77,7 +77,7 @@ class QueueRunner:
         self._queue = queue
         self._relay = relay
         self._receive = receive
-        self._settings = settings
+        self.settings = settings
         self._clock: Clock = receive.kernel.clock
         self._running: dict[asyncio.Task[None], Claim] = {}
         self._busy: collections.Counter[str] = collections.Counter()
@@ -101,7 +101,7 @@ class QueueRunner:
         await self._receive.notices.close()
         tasks = list(self._running)
         if tasks:
-            _, left = await asyncio.wait(tasks, timeout=self._settings.drain)
+            _, left = await asyncio.wait(tasks, timeout=self.settings.drain)
             for task in left:
                 task.cancel()
             if left:
@@ -139,19 +139,19 @@ class QueueRunner:
 
     @property
     def _free(self) -> int:
-        return max(self._settings.concurrency - len(self._running), 0)
+        return max(self.settings.concurrency - len(self._running), 0)
 
     @property
     def _full(self) -> tuple[str, ...]:
         """Domains with as many attempts under way as they may have."""
-        most = self._settings.per_destination
+        most = self.settings.per_destination
         return tuple(d for d, count in self._busy.items() if count >= most)
 
     async def claim(self) -> int:
         """Start attempts on what is due; returns how many."""
         if not self._free:
             return 0
-        each = self._settings.per_destination
+        each = self.settings.per_destination
         limits = ClaimLimits(
             limit=self._free,
             per_domain=each,
@@ -194,7 +194,7 @@ class QueueRunner:
 
     async def _run(self, claim: Claim) -> None:
         slots = self._slots.setdefault(
-            claim.domain, asyncio.Semaphore(self._settings.per_destination)
+            claim.domain, asyncio.Semaphore(self.settings.per_destination)
         )
         async with slots:
             said = await self._attempt(claim)
@@ -278,7 +278,7 @@ class QueueRunner:
         elif now >= claim.message.expires:
             state, status = State.FAILED, EXPIRED
         else:
-            pause = self._settings.pause(recipient.attempts + 1, self._clock.random())
+            pause = self.settings.pause(recipient.attempts + 1, self._clock.random())
             due = int(min(now + pause, max(claim.message.expires, now + 1)))
         return Outcome(
             position=recipient.position,
@@ -302,7 +302,7 @@ class QueueRunner:
         if state is State.DELIVERED and "SUCCESS" in wishes and said.mta:
             return Notice.NONE if said.dsn else Notice.RELAYED
         waited = self._clock.now() - claim.message.created
-        late = 0 < self._settings.delay_notice <= waited
+        late = 0 < self.settings.delay_notice <= waited
         if state is State.QUEUED and late and not recipient.delay_sent:
             return Notice.DELAYED if "DELAY" in wishes else Notice.NONE
         return Notice.NONE

@@ -65,26 +65,26 @@ class Router:
     ) -> None:
         self._resolver = resolver
         self._clock = clock
-        self._settings = settings
+        self.settings = settings
 
     async def hosts(self, domain: str) -> list[Host]:
         """Return the hosts in the order in which they are to be tried; NoRoute.
 
         ``domain`` in A-labels, or an address literal.
         """
-        if self._settings.smarthost:
+        if self.settings.smarthost:
             return await self._smarthost()
-        port = self._settings.port
+        port = self.settings.port
         if domain.startswith("["):
             address = _literal(domain)
             if not self._allowed(address):
                 raise NoRoute(550, "5.4.4", f"{domain} is not a public address")
             return [Host(address, address, port)]
         names = await self._names(domain)
-        return await self._resolve(names, port, self._settings.allow_loopback)
+        return await self._resolve(names, port, self.settings.allow_loopback)
 
     async def _smarthost(self) -> list[Host]:
-        name, _, port = self._settings.smarthost.rpartition(":")
+        name, _, port = self.settings.smarthost.rpartition(":")
         if not name:
             name, port = port, ""
         number = int(port or SMTP_PORT)
@@ -113,7 +113,7 @@ class Router:
         self, domain: str, records: list[tuple[int, str]]
     ) -> list[tuple[int, str]]:
         """Leave out ourselves, and whatever is not nearer to the domain than we."""
-        ours = [p for p, name in records if name == self._settings.hostname]
+        ours = [p for p, name in records if name == self.settings.hostname]
         if not ours:
             return records
         nearer = [r for r in records if r[0] < min(ours)]
@@ -141,7 +141,7 @@ class Router:
         return _families_in_turn(hosts)[:MAX_HOSTS]
 
     def _allowed(self, address: str) -> bool:
-        return self._settings.allow_loopback or ipaddress.ip_address(address).is_global
+        return self.settings.allow_loopback or ipaddress.ip_address(address).is_global
 
 
 def _no_hosts(

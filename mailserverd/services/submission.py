@@ -71,7 +71,7 @@ class Submission:
         self._receive = receive
         self._kernel = receive.kernel
         self._deliver = receive.deliver
-        self._limits = limits
+        self.limits = limits
 
     # --- for sessions ---------------------------------------------------------
 
@@ -161,11 +161,11 @@ class Submission:
 
     async def _check(self, access: Access, envelope: Envelope, message: bytes) -> None:
         await self.check_sender(access, envelope.reverse_path)
-        if len(message) > self._limits.max_size:
+        if len(message) > self.limits.max_size:
             raise MailError(Kind.TOO_LARGE, "message is too large")
         if not envelope.recipients:
             raise MailError(Kind.INVALID, "a message needs a recipient")
-        if len(envelope.recipients) > self._limits.max_recipients:
+        if len(envelope.recipients) > self.limits.max_recipients:
             raise MailError(Kind.LIMIT, "too many recipients")
         await self._check_recipients(envelope, len(message))
         for address in from_addresses(message):
