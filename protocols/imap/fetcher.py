@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
+from bisect import bisect_left
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from protocols.imap import bodies, columns
@@ -74,8 +76,7 @@ class Fetcher:
     def _batch(self, ranges: Sequence[Range], first: int, last: int) -> Batch:
         """Return the messages of a span that the ranges name."""
         batch = self._context.mailbox.batch(first, last)
-        wanted = [(max(low, first), min(high, last)) for low, high in ranges]
-        wanted = [(low, high) for low, high in wanted if low <= high]
+        wanted = _within(ranges, first, last)
         if wanted == [(first, last)]:
             return batch
         named = {n for low, high in wanted for n in range(low, high + 1)}
@@ -162,6 +163,16 @@ def _sources(page: Page) -> list[Source]:
             values.get("part_table", none),
         )
     )
+
+
+def _within(ranges: Sequence[Range], first: int, last: int) -> list[Range]:
+    """Return what of sorted ranges lies in a span."""
+    found = []
+    for low, high in ranges[bisect_left(ranges, first, key=itemgetter(1)) :]:
+        if low > last:
+            break
+        found.append((max(low, first), min(high, last)))
+    return found
 
 
 def _joined(ranges: Sequence[Range], size: int) -> list[Range]:

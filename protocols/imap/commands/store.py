@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from protocols.imap import columns, flags
 from protocols.imap.conn import SELECTED
-from protocols.imap.extension import Command, Context, Page
+from protocols.imap.extension import Command, Context
+from protocols.imap.fetcher import Fetcher, Request
 from protocols.imap.replies import Refused
 from protocols.imap.wire import sequence
 from protocols.imap.wire.errors import WireError
@@ -17,13 +18,11 @@ from storage.model import FlagChange, StoreFlags
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from protocols.imap.view import Batch
     from protocols.imap.wire.cursor import Cursor
     from protocols.imap.wire.sequence import Range, SequenceSet
     from storage.model import StoreResult
 
 CHANGES = {"": FlagChange.SET, "+": FlagChange.ADD, "-": FlagChange.REMOVE}
-PAGE = 4000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,28 +123,16 @@ async def _tell(
         attributes.append(columns.FLAGS)
     if context.modes.condstore:
         attributes.append(columns.MODSEQ)
-    skipped = set(result.modified)
-    changed = {row[0] for row in result.changed} if request.silent else None
-    selected = context.mailbox
-    for low, high in ranges:
-        for first in range(low, high + 1, PAGE):
-            batch = selected.batch(first, min(first + PAGE - 1, high))
-            batch = _only(batch, skipped, changed)
-            if not request.silent:
-                selected.sent(batch)
-            page = Page(batch, {}, selected.view)
-            context.send(b"".join(columns.lines(page, attributes, end=b")\r\n")))
-            await context.channel.drain()
+    if request.silent:
+        ranges = _of_uids(context, {row[0] for row in result.changed})
+    elif result.modified:
+        uids = context.mailbox.uids_of(ranges)
+        ranges = _of_uids(context, set(uids) - set(result.modified))
+    await Fetcher(context, Request(tuple(attributes))).run(ranges)
 
 
-def _only(batch: Batch, skipped: set[int], changed: set[int] | None) -> Batch:
-    if not skipped and changed is None:
-        return batch
-    return batch.pick(
-        i
-        for i, uid in enumerate(batch.uids)
-        if uid not in skipped and (changed is None or uid in changed)
-    )
+def _of_uids(context: Context, uids: set[int]) -> list[Range]:
+    return context.mailbox.by_uid(sequence.compress(sorted(uids)))
 
 
 def _modified(context: Context, result: StoreResult, *, uid: bool) -> bytes:

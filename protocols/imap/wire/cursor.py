@@ -8,6 +8,7 @@ A command is a list of alternating pieces: text, literal, text, literal, ..., te
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import TYPE_CHECKING, TypeVar
 
 from protocols.imap.wire import dates, sequence, utf7
@@ -229,6 +230,8 @@ def decode_mailbox(name: bytes, *, utf8: bool, pattern: bool = False) -> str:
         text = name.decode("utf-8") if utf8 or not name.isascii() else utf7.decode(name)
     except UnicodeDecodeError:
         raise WireError("mailbox name is not valid UTF-8") from None
+    if not text.isascii():  # Net-Unicode (RFC 9051 section 5.1): one form of a name
+        text = unicodedata.normalize("NFC", text)
     if pattern:
         return text
     head, slash, rest = text.partition("/")

@@ -67,22 +67,24 @@ def parse_date_time(text: bytes) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _day_text(day: int) -> str:
+def _day_text(day: int) -> bytes:
     date = time.gmtime(day * DAY)
-    return f"{date.tm_mday:2d}-{MONTHS[date.tm_mon - 1]}-{date.tm_year:04d}"
+    return b'"%2d-%b-%04d ' % (
+        date.tm_mday,
+        MONTHS[date.tm_mon - 1].encode(),
+        date.tm_year,
+    )
+
+
+_MINUTES = tuple(b"%02d:%02d:" % divmod(minute, 60) for minute in range(24 * 60))
+_SECONDS = tuple(b'%02d +0000"' % second for second in range(60))
 
 
 def format_date_time(seconds: int) -> bytes:
     """Return ``"01-Feb-1994 05:52:25 +0000"`` with its quotes, in UTC."""
     day, rest = divmod(min(max(seconds, 0), _LAST), DAY)
-    minutes, second = divmod(rest, 60)
-    hour, minute = divmod(minutes, 60)
-    return b'"%b %02d:%02d:%02d +0000"' % (
-        _day_text(day).encode(),
-        hour,
-        minute,
-        second,
-    )
+    minute, second = divmod(rest, 60)
+    return _day_text(day) + _MINUTES[minute] + _SECONDS[second]
 
 
 _LAST = calendar.timegm((9999, 12, 31, 23, 59, 59))
