@@ -67,8 +67,7 @@ class WebSocket:
         self._limit = limit
         self._connection = Connection(ConnectionType.SERVER)
         self._session: SocketSession | None = None
-        self._parts: list[str] = []
-        self._size = 0
+        self._text = bytearray()  # of a message whose end has not come
         self._busy = False
         self._heard = loop.time()
         self._stuck_since: float | None = None
@@ -103,8 +102,13 @@ class WebSocket:
         self._connection.receive_data(data)
         self._pump()
 
+    @property
+    def _held(self) -> bool:
+        """True while nothing more is to be read."""
+        return self._busy or self._stuck_since is not None
+
     def _pump(self) -> None:
-        while not self._busy:
+        while not self._held:
             event = next(self._connection.events(), None)
             if event is None:
                 return
@@ -113,7 +117,7 @@ class WebSocket:
     def _event(self, event: Event) -> None:
         match event:
             case TextMessage():
-                self._text(event)
+                self._take(event)
             case Ping():
                 self._send(event.response())
             case CloseConnection():
@@ -125,18 +129,18 @@ class WebSocket:
             case _:
                 pass
 
-    def _text(self, event: TextMessage) -> None:
-        self._size += len(event.data)
-        if self._size > self._limit:
-            self._parts.clear()
+    def _take(self, event: TextMessage) -> None:
+        if self._connection.state is not ConnectionState.OPEN:
+            return
+        self._text += event.data.encode()
+        if len(self._text) > self._limit:
+            self._text.clear()
             self.close(TOO_BIG, "the message is too large")
             return
-        self._parts.append(event.data)
         if not event.message_finished or self._session is None:
             return
-        text = "".join(self._parts).encode()
-        self._parts.clear()
-        self._size = 0
+        text = bytes(self._text)
+        self._text.clear()
         busy = self._session.received(text)
         if busy is not None:
             self._busy = True
@@ -146,7 +150,10 @@ class WebSocket:
     async def _wait(self, busy: Awaitable[None]) -> None:
         await busy
         self._busy = False
-        if self._session is not None:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._session is not None and not self._held:
             self._transport.resumeProducing()
             self._pump()
 
@@ -177,14 +184,16 @@ class WebSocket:
         return self._stuck_since is None
 
     def pauseProducing(self) -> None:
-        """The transport's buffer is full."""
+        """The transport's buffer is full: who does not read is not heard."""
         self._stuck_since = self._loop.time()
+        self._transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """The transport's buffer is empty."""
         self._stuck_since = None
         if self._session is not None:
             self._session.writable()
+        self._go_on()
 
     def stopProducing(self) -> None:
         """The transport is closing."""
