@@ -62,10 +62,19 @@ class Pruning:
         done = after = 0
         while page := await shard.read(prune.account_ids, 0, (after, PAGE)):
             for account in page:
-                await shard.write(prune.prune_account, account, prune.TOMBSTONE_DAYS)
+                await self._account(shard, account)
             after, done = page[-1], done + len(page)
-        await shard.write(prune.forget_delivered, 0, prune.DELIVERED_DAYS)
+        while await shard.write(prune.forget_delivered, 0, prune.DELIVERED_DAYS):
+            pass
         return done
+
+    async def _account(self, shard: Database, account: int) -> None:
+        days = prune.TOMBSTONE_DAYS
+        while await shard.write(prune.prune_tombstones, account, days):
+            pass
+        key: int | None = prune.FIRST_KEY
+        while key is not None:
+            key = await shard.write(prune.prune_keys, account, key)
 
     async def _queue_rows(self) -> int:
         before = int(self._clock.now()) - QUEUE_DAYS * prune.DAY

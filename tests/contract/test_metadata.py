@@ -197,7 +197,8 @@ def test_pruning_and_checking_a_whole_shard(engine):
     async def work(database):
         await prepared(database, 1, 2, 3)
         for account in await database.read(prune.account_ids, 0, (0, 10)):
-            assert await database.write(prune.prune_account, account, 30) == 0
+            assert not await database.write(prune.prune_tombstones, account, 30)
+            assert await database.write(prune.prune_keys, account, 0) is None
         assert await database.write(prune.forget_delivered, 0, 7) == 0
         assert await database.read(check.check_shard, 0, None) == ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from array import array
 
 import pytest
@@ -125,7 +126,8 @@ def test_pruned_tombstones_are_remembered_as_a_floor(shard):
     floor = shard.run(accounts.state).modseq
     shard.now += 31 * DAY
     shard.run(flags.destroy, ([3], None))
-    assert shard.run(prune.prune_account, 30) == floor
+    while shard.run(prune.prune_tombstones, 30):
+        pass
     assert shard.rows("SELECT DISTINCT modseq > ? FROM destroyed", floor) == [(1,)]
     for unit in (changes.emails, changes.threads, changes.mailboxes):
         assert fails(shard, unit, Since(old))
@@ -140,14 +142,48 @@ def test_pruned_tombstones_are_remembered_as_a_floor(shard):
 def test_pruning_keeps_what_is_young(shard):
     shard.run(flags.destroy, ([1, 2], None))
     shard.now += 29 * DAY
-    assert shard.run(prune.prune_account, 30) == 0
+    assert not shard.run(prune.prune_tombstones, 30)
     assert shard.run(changes.emails, Since(12)).destroyed == (1, 2)
 
 
 def test_keys_of_threads_that_are_gone_are_pruned(shard):
-    shard.run(flags.destroy, ([1, 2], None))
-    shard.run(prune.prune_account, 30)
+    shard.run(flags.destroy, ([1, 9], None))
+    key = prune.FIRST_KEY
+    while key is not None:
+        key = shard.run(prune.prune_keys, key)
     assert shard.rows("SELECT count(*) FROM thread_key") == [(8,)]
+
+
+def test_pruning_goes_in_pieces(shard, monkeypatch):
+    shard.run(flags.destroy, (list(range(1, 11)), None))
+    for number in range(50, 56):
+        shard.deliver(number, acceptance=b"%d" % number)
+        shard.now += 1
+    shard.now += 40 * DAY
+    for name, statement in pieces(3).items():
+        monkeypatch.setattr(prune, name, statement)
+    rounds = 1
+    while shard.run(prune.prune_tombstones, 30):
+        rounds += 1
+    assert rounds == 7  # of 20 rows in one table
+    assert shard.rows("SELECT count(*) FROM destroyed") == [(0,)]
+    key, rounds = prune.FIRST_KEY, 0
+    while key is not None:
+        key, rounds = shard.run(prune.prune_keys, key), rounds + 1
+    assert rounds == 6  # of 16 keys
+    assert shard.rows("SELECT count(*) FROM thread_key") == [(6,)]
+    gone = []
+    while not gone or gone[-1]:
+        gone.append(shard.run(prune.forget_delivered, 7))
+    assert gone == [4, 2, 0]
+
+
+def pieces(size):
+    """Return what the units work with when a piece is this small."""
+    source = pathlib.Path(prune.__file__).read_text()
+    scope = {"__name__": "small"}
+    exec(source.replace("PIECE = 5000", f"PIECE = {size}"), scope)
+    return {name: scope[name] for name in ("PIECE", "DROP", "LATEST", "KEYS")}
 
 
 def test_applied_acceptances_are_forgotten_after_their_time(shard):

@@ -42,7 +42,6 @@ MODULES = (
 KNOWN = {  # what may scan or sort, and why
     "messages.VANISHED": "tombstones are kept by modseq, told by uid",
     "threads.EMAILS": "a handful of emails each",
-    "prune.DEAD_KEYS": "a look at the whole account, once a day",
     "query_filter.ELSEWHERE": "a look at the whole account, off the loop",
     "query_filter.THREAD_FLAGS": "a look at the whole account, off the loop",
     "texts.LAST": "ends at the first row",
