@@ -42,7 +42,7 @@ class Limits:
     max_mailbox_depth: int = 20
     max_keywords: int = 100
     max_recipients: int = 1000
-    max_response: int = 100_000_000  # octets of body values in one response
+    max_response: int = 64_000_000  # octets read for and put into one response
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

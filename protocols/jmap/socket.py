@@ -48,6 +48,7 @@ class JmapSocket:
     def attach(self, socket: Socket) -> JmapSocket:
         """The handshake is done; what is sent goes to ``socket``."""
         self._socket = socket
+        log.info("websocket-opened", user=self._principal.address)
         return self
 
     # --- what the front end calls ---------------------------------------------
@@ -79,6 +80,7 @@ class JmapSocket:
     def closed(self) -> None:
         """The connection is gone; requests under way run to their end."""
         self._socket = None
+        log.info("websocket-closed", user=self._principal.address)
         if self._watch is not None:
             self._watch.stop()
             self._watch = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from protocols.jmap import email_properties, email_show, gets, states
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from protocols.jmap.method import Arguments, Context
     from storage.model import EmailRow
 
+TURN = 25  # emails shown without a pause
 TAKES = {**gets.TAKES, **email_properties.TAKES}
 
 
@@ -39,6 +41,8 @@ async def run(context: Context, args: Arguments) -> Arguments:
             missing.append(text)
         else:
             found.append(await _one(context, row, plan))
+            if len(found) % TURN == 0:
+                await asyncio.sleep(0)  # let others have their turn
     return gets.response(args, state, found, missing)
 
 

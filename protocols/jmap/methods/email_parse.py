@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -53,6 +54,7 @@ async def run(context: Context, args: Arguments) -> Arguments:
             context.spend(ref.size)
             raw = await content.read(context.services, ref, blob)
             parsed[blob_id] = await _parse(context, plan, raw, blob)
+            await asyncio.sleep(0)  # let others have their turn
         except _NoMessage:
             not_parsable.append(blob_id)
         except MailError as error:

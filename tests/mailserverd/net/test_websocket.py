@@ -255,6 +255,35 @@ async def test_ping_and_garbage(place):
 
 
 @socket()
+async def test_a_client_that_does_not_read_is_not_read_from(place):
+    """Its answers do not pile up; what changed meanwhile it learns in the end."""
+    jmap = place.jmap
+    ws = await place.open()
+    ws.send({"@type": "WebSocketPushEnable", "dataTypes": ["Email"]})
+    big = ["Core/echo", {"x": "y" * 500_000}, "c"]
+    for number in range(60):
+        ws.send(request(big, id=str(number)))
+    server = next(iter(place.factory._open)).socket
+    while server.writable:  # noqa: ASYNC110 - a condition of the server's
+        await asyncio.sleep(0.01)
+    for number in range(3):
+        await jmap.add(message(f"{number}"))
+    await asyncio.sleep(0.3)
+    state = (await jmap.call("Email/get", ids=[]))["state"]
+    answered = told = 0
+    last = None
+    while answered < 60 or last != state:
+        answer = await ws.receive()
+        if answer["@type"] == "Response":
+            answered += 1
+        else:
+            told += 1
+            last = answer["changed"][jmap.account]["Email"]
+    assert told <= 3
+    await ws.close()
+
+
+@socket()
 async def test_a_client_that_vanishes_leaves_nothing_behind(place):
     bus = place.jmap.host.changes
     for _ in range(5):
@@ -263,7 +292,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(place):
         ws.send(request(ECHO))
         await ws.receive()
         ws.writer.transport.abort()
-    while place.factory._open:
+    while place.factory._open:  # noqa: ASYNC110 - a condition of the server's
         await asyncio.sleep(0.01)
     assert not bus._bus._watched
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+from protocols.jmap.services import Limits, Settings
 from tests.lib.jmap import message, with_jmap
 
 PICTURE = bytes(range(256)) * 10
@@ -360,10 +361,13 @@ async def test_large_attachments_are_sized_without_decoding(jmap):
             assert found["attachments"][0]["size"] == size
 
 
-@with_jmap()
+@with_jmap(settings=Settings(limits=Limits(max_response=20_000)))
 async def test_a_response_has_a_limit(jmap):
-    email = await jmap.add(message(body="x" * 1000))
-    context_limit = jmap.services.settings.limits.max_response
-    assert context_limit >= 50_000_000
-    found = await jmap.call("Email/get", ids=[email], fetchAllBodyValues=True)
-    assert len(found["list"]) == 1
+    emails = [await jmap.add(message(body="x" * 1000)) for _ in range(10)]
+    args = {"properties": ["bodyValues"], "fetchAllBodyValues": True}
+    error = await jmap.fails("Email/get", ids=emails, **args)
+    assert error["type"] == "requestTooLarge"
+    found = await jmap.call("Email/get", ids=emails[:4], **args)
+    assert len(found["list"]) == 4
+    found = await jmap.call("Email/get", ids=emails)
+    assert len(found["list"]) == 10

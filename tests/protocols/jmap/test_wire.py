@@ -87,7 +87,7 @@ def test_ids_come_back(number):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "e", "e0", "e01", "e-1", "e1 ", "E1", "e٣", f"e{2**63}", "e" + "9" * 99],
+    ["", "e", "e0", "e01", "e-1", "e1 ", "E1", "e\u0663", f"e{2**63}", "e" + "9" * 99],
 )
 def test_what_is_no_email_id(text):
     assert ids.parse_email(text) is None
@@ -124,7 +124,7 @@ def test_what_is_no_part_id(tail):
 def test_states():
     assert state.since("3-7", 3, 7) == (7, None, None)
     assert state.since("3-7.12", 3, 9) == (7, None, 12)
-    for text in ("3-8", "2-7", "", "x", "3-", "-7", "3-7.", "3-7-1", "3-٧"):
+    for text in ("3-8", "2-7", "", "x", "3-", "-7", "3-7.", "3-7-1", "3-\u0667"):
         with pytest.raises(MethodError) as error:
             state.since(text, 3, 7)
         assert error.value.kind == "cannotCalculateChanges"
