@@ -7,6 +7,7 @@ back that a RETURNING clause can tell.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from sqlalchemy import exists, insert, select, update
@@ -15,6 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata import boxes
 from storage.metadata.accounts import found, quota, read_state, take
+from storage.metadata.keywords import normal_flags
 from storage.metadata.sql import InIds, Insert, Sql, ids, p
 from storage.metadata.tables import (
     ACCOUNT,
@@ -160,11 +162,16 @@ GAVE_IDENTITY = Sql(
 
 
 def add_email(tx: Tx, account: int, args: AddEmail) -> Added:
-    """Put one message into mailboxes; OVER_QUOTA, NOT_FOUND (account, mailbox)."""
+    """Put one message into mailboxes.
+
+    OVER_QUOTA, NOT_FOUND (account, mailbox), INVALID and LIMIT (keywords).
+    """
     if args.acceptance:
         before = tx.one(SEEN_BEFORE, {"a": account, "key": args.acceptance})
         if before is not None:
             return _repeat(tx, account, before)
+    if args.flags.keywords:
+        args = dataclasses.replace(args, flags=normal_flags(args.flags))
     new = args.email
     row = found(tx.one(TAKE, {"a": account, "size": new.size}))
     modseq, email_id, fresh, inbox, limit, used = row

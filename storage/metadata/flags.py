@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata.accounts import read_state
 from storage.metadata.edit import Edit, Edited, Placed
+from storage.metadata.keywords import join_keywords, split_keywords
 from storage.metadata.sql import heavy
 from storage.model import (
     DELETED_BIT,
-    SYSTEM_KEYWORDS,
     BatchResult,
     EmailPatch,
     FlagChange,
@@ -19,40 +19,9 @@ from storage.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from storage.api import Tx
-
-MAX_KEYWORDS = 128  # on one email
-MAX_KEYWORD = 255  # octets of one
-FORBIDDEN = frozenset('(){]%*"\\')  # RFC 8621 section 4.1.1
-
-
-def split_keywords(words: Iterable[str]) -> tuple[int, frozenset[str]]:
-    """Return (system bits, other keywords); INVALID for what no keyword may be."""
-    system = 0
-    others = set()
-    for word in words:
-        bit = SYSTEM_KEYWORDS.get(word)
-        if bit:
-            system |= bit
-        else:
-            others.add(_checked(word))
-    return system, frozenset(others)
-
-
-def _checked(word: str) -> str:
-    printable = all("!" <= char <= "~" and char not in FORBIDDEN for char in word)
-    if not word or len(word) > MAX_KEYWORD or not printable:
-        raise MailError(Kind.INVALID, "not a keyword", properties=["keywords"])
-    return word.lower()
-
-
-def _join(words: Iterable[str]) -> str:
-    ordered = sorted(words)
-    if len(ordered) > MAX_KEYWORDS:
-        raise MailError(Kind.LIMIT, "too many keywords")
-    return " ".join(ordered)
 
 
 class _Combine:
@@ -86,11 +55,11 @@ class _Combine:
     def _combined(self, before: str) -> str:
         match self._how:
             case FlagChange.ADD:
-                return _join(self._words.union(before.split()))
+                return join_keywords(self._words.union(before.split()))
             case FlagChange.REMOVE:
-                return _join(set(before.split()) - self._words)
+                return join_keywords(set(before.split()) - self._words)
             case _:
-                return _join(self._words)
+                return join_keywords(self._words)
 
     def deleted(self, before: int) -> int:
         """Return whether the membership is ``\\Deleted`` afterwards."""
@@ -195,7 +164,7 @@ def _shown(edit: Edit, email_id: int) -> Edited:
 def _patch(edit: Edit, patch: EmailPatch, known: set[int]) -> None:
     email = _shown(edit, patch.email_id)
     system, words = _patched_keywords(email, patch)
-    joined = _join(words)
+    joined = join_keywords(words)
     wanted = _patched_mailboxes(email, patch)
     current = {box for box, member in email.members.items() if not member.deleted}
     if not wanted:

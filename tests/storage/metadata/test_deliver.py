@@ -131,6 +131,18 @@ def test_a_message_appended_deleted_is_seen_by_imap_alone():
     assert shard.run(messages.get_states, [added.email_id]) == {}
 
 
+def test_keywords_of_a_new_message_are_checked_and_put_in_order():
+    shard = Shard()
+    flags_ = Flags(0, ("$Seen".lower(), "work", "Later", "work"))
+    added = shard.deliver(1, flags=flags_)
+    _, found, _ = shard.run(messages.get_states, [added.email_id])[added.email_id]
+    assert found == Flags(1, ("later", "work"))
+    assert shard.run(check.check_account) == ()
+    for words, kind in ((("a b",), Kind.INVALID), (("",), Kind.INVALID)):
+        bad = delivery(2, flags=Flags(0, words))
+        assert kind_of(shard, add_email, bad) is kind
+
+
 def test_text_of_any_kind_is_stored():
     shard = Shard()
     strange = "nul \0 lone \udc80 \ud800"

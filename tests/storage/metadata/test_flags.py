@@ -7,7 +7,7 @@ from array import array
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
-from storage.metadata import accounts, check, copies, flags, messages
+from storage.metadata import accounts, check, copies, flags, keywords, messages
 from storage.model import (
     DELETED_BIT,
     EmailPatch,
@@ -85,7 +85,7 @@ def test_what_is_no_keyword_is_refused(shard, word):
 
 
 def test_keywords_are_limited(shard):
-    many = tuple(f"k{n}" for n in range(flags.MAX_KEYWORDS))
+    many = tuple(f"k{n}" for n in range(keywords.MAX_KEYWORDS))
     store(shard, [1], FlagChange.ADD, Flags(0, many))
     args = StoreFlags(1, array("I", [1]), FlagChange.ADD, Flags(0, ("another",)))
     assert kind_of(shard, flags.store_flags, args) is Kind.LIMIT
