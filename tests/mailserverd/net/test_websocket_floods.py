@@ -50,6 +50,7 @@ def frame(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
 
 async def send_until_refused(ws: WebSocketClient, data: bytes) -> int:
     """Send and read nothing; return how many octets went off."""
+    ws.writer.transport.pause_reading()
     sent = 0
     while sent < MUCH:
         ws.writer.write(data)
