@@ -39,6 +39,7 @@ class Command:
     ``uses_seqs``: its arguments hold message sequence numbers.  ``breaks_seqs``: its
     responses may hold EXPUNGE, which renumbers; False for FETCH, STORE and SEARCH
     (RFC 9051 section 7.5.1).  ``news`` False: says nothing of the selected mailbox.
+    ``timed`` False: lasts as long as the client likes, and is not measured.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Command:
     uses_seqs: bool = False
     breaks_seqs: bool = True
     news: bool = True
+    timed: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

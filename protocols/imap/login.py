@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.log import get_logger
 from protocols.imap.conn import Event
 from protocols.imap.replies import Refused
 
 if TYPE_CHECKING:
     from protocols.imap.extension import Context
+
+log = get_logger("imap")
 
 
 def require_privacy(context: Context) -> None:
@@ -39,6 +42,8 @@ async def log_in(context: Context, user: bytes, password: bytes) -> bytes:
     context.sessions[principal.account] = open_now + 1
     context.principal = principal
     context.advance(Event.LOGIN)
+    transport = context.channel.transport
+    log.info("login", account=principal.account, peer=transport.peer, tls=transport.tls)
     return b"[CAPABILITY %b] Logged in" % context.capabilities()
 
 

@@ -186,7 +186,8 @@ class Session:
             await self._news(command)
         self.channel.send(b"%b %b\r\n" % (event.tag.encode("ascii"), reply))
         self._after(command)
-        DURATION.observe(self.services.clock.monotonic() - started)
+        if command.timed:
+            DURATION.observe(self.services.clock.monotonic() - started)
         _served(command.name).inc()
 
     def _still_welcome(self) -> bool:

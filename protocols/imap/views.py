@@ -223,6 +223,8 @@ class Views:
                     await self._follow_one(held)
         except MailError as error:
             log.warning("follow-failed", error=str(error))
+        except Exception:
+            log.exception("follow-crashed")
         finally:
             watch.task = None
 
@@ -265,8 +267,12 @@ class Views:
 
     def _tell(self, held: _Held) -> None:
         for selected in tuple(held.view.selections):
-            if selected.listener is not None:
+            if selected.listener is None:
+                continue
+            try:
                 selected.listener()
+            except Exception:
+                log.exception("listener-crashed", account=held.view.account)
 
     def behind(self, selected: Selected) -> bool:
         """Say whether a hint came since the view was refreshed."""

@@ -46,4 +46,4 @@ def _push(context: Context) -> None:
     channel.flush()
 
 
-COMMAND = Command("IDLE", AUTHENTICATED, _run)
+COMMAND = Command("IDLE", AUTHENTICATED, _run, timed=False)
