@@ -7,6 +7,8 @@ Ties are broken by id, in the direction of the first comparator.
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import itertools
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 PAGE_ROWS = 500  # what the loop may read of an index
 CHUNK = 2000
+MANY = 10_000  # emails that are looked up one by one rather than in a scan of all
 EVERYTHING = 1 << 62
 
 _me, _es = MAILBOX_EMAIL.c, EMAIL_STATE.c
@@ -184,10 +187,31 @@ def run(tx: Tx, account: int, query: EmailQuery) -> QueryResult:
     if page is not None:
         params = {"a": account, "box": page.mailbox_id, "n": EVERYTHING, "skip": 0}
         rows = tx.all(ORDERED[page.ascending, page.unseen], params)
+    elif _wants_top(query):
+        return _top(tx, account, query)
     else:
         rows = sort_rows(tx, account, list(_scan(tx, account, query)), query.sort)
     found = _collapse(rows) if query.collapse_threads else [row[0] for row in rows]
     return window(query, found, read_state(tx, account))
+
+
+def _wants_top(query: EmailQuery) -> bool:
+    """Whether only the first rows by date are wanted, so that not all are kept."""
+    by_date = len(query.sort) == 1 and query.sort[0].by == "receivedAt"
+    plain = not query.collapse_threads and query.anchor is None
+    return by_date and plain and query.limit is not None and query.position >= 0
+
+
+def _top(tx: Tx, account: int, query: EmailQuery) -> QueryResult:
+    """Answer a page by date; memory is that of the rows up to its end."""
+    pick = heapq.nsmallest if query.sort[0].ascending else heapq.nlargest
+    end = query.position + (query.limit or 0)
+    seen = itertools.count()
+    rows = (row for row, _ in zip(_scan(tx, account, query), seen, strict=False))
+    first = pick(max(end, 1), rows, key=lambda row: (row[2], row[0]))
+    total = next(seen) if query.total else None
+    wanted = tuple(row[0] for row in first[query.position : end])
+    return QueryResult(wanted, query.position, total, read_state(tx, account))
 
 
 def window(query: EmailQuery, found: list[int], state: AccountState) -> QueryResult:
@@ -268,7 +292,8 @@ def _scan(tx: Tx, account: int, query: EmailQuery) -> Iterator[Row]:
 def _chunks(
     tx: Tx, params: dict[str, object], only: frozenset[int] | None
 ) -> Iterator[list[Row]]:
-    if only is not None:
+    """Yield rows of the account, or of ``only`` these emails."""
+    if only is not None and len(only) <= MANY:
         wanted = sorted(only)
         for start in range(0, len(wanted), CHUNK):
             some = ids(wanted[start : start + CHUNK])
@@ -277,7 +302,7 @@ def _chunks(
     after = 0
     while True:
         rows = tx.all(SCAN, {**params, "after": after})
-        yield rows
+        yield rows if only is None else [row for row in rows if row[0] in only]
         if len(rows) < CHUNK:
             return
         after = rows[-1][0]
