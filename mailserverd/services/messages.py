@@ -153,7 +153,9 @@ class Messages:
     ) -> dict[int, tuple[int, Flags, tuple[int, ...]]]:
         """Return (modseq, flags, mailboxes) by id of emails that JMAP shows."""
         check(access)
-        return await self._store.read(access, messages.get_states, email_ids)
+        few = len(email_ids) <= FEW
+        unit = messages.few_states if few else messages.get_states
+        return await self._store.read(access, unit, email_ids)
 
     async def query(self, access: Access, query_args: EmailQuery) -> QueryResult:
         """Email/query (RFC 8621 section 4.4), text conditions resolved before.
@@ -188,8 +190,12 @@ class Messages:
     ) -> dict[int, tuple[int, ...]]:
         """Return the email ids of threads, oldest first; empty ones are left out."""
         check(access)
-        unit = threads.few if len(thread_ids) <= FEW else threads.read
-        return await self._store.read(access, unit, thread_ids)
+        found = None
+        if len(thread_ids) <= FEW:
+            found = await self._store.read(access, threads.few, thread_ids)
+        if found is None:
+            found = await self._store.read(access, threads.read, thread_ids)
+        return found
 
     async def search_text(
         self, access: Access, email_ids: Sequence[int]

@@ -293,7 +293,6 @@ def subscribe(tx: Tx, account: int, args: tuple[str, bool]) -> tuple[int, bool]:
     return modseq, True
 
 
-@inline
 def subscriptions(tx: Tx, account: int, _: None) -> tuple[str, ...]:
     """Return subscribed paths, of mailboxes that exist or not."""
     paths = {row[0] for row in tx.all(SUBSCRIPTIONS, {"a": account})}

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from storage.api import Tx
 
 _es = EMAIL_STATE.c
-EMAILS = Sql(
-    select(_es.thread_id, _es.email_id)
-    .where(_es.account_id == p("a"), InIds(_es.thread_id, "threads"), _es.shown > 0)
-    .order_by(_es.received_at, _es.email_id)
+_shown = select(_es.thread_id, _es.email_id).where(
+    _es.account_id == p("a"), InIds(_es.thread_id, "threads"), _es.shown > 0
 )
+EMAILS = Sql(_shown.order_by(_es.received_at, _es.email_id))
+SOME = Sql(_shown.limit(p("n")))
+MANY = 500  # emails that are too many for the loop
 
 
 def read(tx: Tx, account: int, wanted: Sequence[int]) -> dict[int, tuple[int, ...]]:
@@ -31,6 +32,11 @@ def read(tx: Tx, account: int, wanted: Sequence[int]) -> dict[int, tuple[int, ..
 
 
 @inline
-def few(tx: Tx, account: int, wanted: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """Do as ``read``, on the loop: for a page of threads."""
+def few(
+    tx: Tx, account: int, wanted: Sequence[int]
+) -> dict[int, tuple[int, ...]] | None:
+    """Do as ``read``, on the loop; None when the threads hold many emails."""
+    params = {"a": account, "threads": ids(wanted), "n": MANY}
+    if len(tx.all(SOME, params)) == MANY:
+        return None
     return read(tx, account, wanted)
