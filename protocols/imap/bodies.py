@@ -48,6 +48,7 @@ async def prepare(context: Context, section: Section, source: Source) -> bytes |
         extent = sections.cut(extent, section.partial)
     if extent.end - extent.start <= SMALL:
         return _literal(await _read(context, source, extent.start, extent.end))
+    await _read(context, source, extent.start, extent.start + 1)  # is it there?
     return Stream(extent, extent.end - extent.start)
 
 

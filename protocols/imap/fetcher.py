@@ -1,6 +1,7 @@
 r"""Answering FETCH: pages of messages, columns of values, bodies one by one.
 
-``\Seen`` is set before the bodies of a page are sent.
+``\Seen`` is set before the bodies of a page are sent.  A message that cannot be read
+is left out, the others are answered, and the tagged reply says that it was.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from bisect import bisect_left
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from mailserverd.core.errors import Kind, MailError
 from protocols.imap import bodies, columns
 from protocols.imap.extension import Page
 from protocols.imap.sections import Source
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from protocols.imap.wire.sequence import Range
 
 PARSED = 100  # messages of a page whose part tables are parsed
+UNREADABLE = 20  # messages: with more of them the store is down, not a message lost
 LINES = 4000  # messages of a page that reads arrays only
 
 
@@ -57,6 +60,7 @@ class Fetcher:
         self._context = context
         self._request = request
         self._fields = request.fields
+        self._unreadable: list[MailError] = []
 
     @property
     def _page_size(self) -> int:
@@ -66,12 +70,17 @@ class Fetcher:
         return PARSED if "part_table" in self._fields else CHUNK
 
     async def run(self, ranges: Sequence[Range]) -> None:
-        """Send a response for every message in ranges of sequence numbers."""
+        """Send a response for every message in ranges of sequence numbers.
+
+        UNAVAILABLE at the end if some could not be read.
+        """
         size = self._page_size
         for low, high in _joined(ranges, size):
             for first in range(low, high + 1, size):
                 last = min(first + size - 1, high)
                 await self._page(self._batch(ranges, first, last))
+        if self._unreadable:
+            raise self._unreadable[0]
 
     def _batch(self, ranges: Sequence[Range], first: int, last: int) -> Batch:
         """Return the messages of a span that the ranges name."""
@@ -143,13 +152,24 @@ class Fetcher:
         context, wanted = self._context, self._request.sections
         heads = columns.lines(page, attributes, end=b" " if attributes else b"")
         for head, source in zip(heads, _sources(page), strict=True):
-            pieces = [await bodies.prepare(context, each, source) for each in wanted]
+            try:
+                pieces = [
+                    await bodies.prepare(context, each, source) for each in wanted
+                ]
+            except MailError as error:
+                self._leave_out(error)
+                continue
             for section, piece in zip(wanted, pieces, strict=True):
                 context.send(head + section.label + b" ")
                 await bodies.send(context, piece, source)
                 head = b" "  # noqa: PLW2901 - only the first follows the head
             context.send(b")\r\n")
             await context.channel.drain()
+
+    def _leave_out(self, error: MailError) -> None:
+        self._unreadable.append(error)
+        if error.kind is not Kind.UNAVAILABLE or len(self._unreadable) > UNREADABLE:
+            raise error
 
 
 def _sources(page: Page) -> list[Source]:

@@ -1,0 +1,344 @@
+"""Parts that fail: a locked, corrupt or missing store, DNS, peers, the log itself."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import shutil
+import socket
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.lib import daemon, imap_syntax
+from tests.lib.clients import Imap, Jmap, Smtp
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.timeout(180)
+PASSWORD = "faulty pass"
+ALICE, BOB = "alice@example.test", "bob@example.test"  # on the first, second shard
+NO_POLICY = "[inbound]\nspf = false\ndkim = false\ndmarc = false\n"
+TEMPORARY = (b"NO [UNAVAILABLE]", b"BYE [UNAVAILABLE]")
+
+
+def message(token: str, size: int = 200) -> bytes:
+    line = b"x" * 70 + b"\r\n"
+    head = f"From: sender@outside.test\r\nSubject: {token}\r\n\r\n".encode()
+    return head + line * (size // len(line))
+
+
+@dataclasses.dataclass
+class World:
+    ours: daemon.Daemon
+
+    def shard(self, number: int) -> pathlib.Path:
+        return self.ours.home / f"data/shard-{number}.db"
+
+    def deliver(self, token: str, *to: str, size: int = 200) -> tuple[int, str]:
+        with Smtp(self.ours.port(25)) as smtp:
+            return smtp.message(message(token, size), to)
+
+    def imap(self, user: str) -> Imap:
+        return Imap(self.ours.port(143), user, PASSWORD)
+
+    def jmap(self, user: str) -> Jmap:
+        return Jmap(self.ours.port(80), user, PASSWORD)
+
+    def subjects(self, user: str) -> list[str]:
+        with self.imap(user) as imap:
+            imap.ok("EXAMINE INBOX")
+            found = [imap_syntax.fetch(r) for r in imap.ok("UID FETCH 1:* (ENVELOPE)")]
+        return [items[b"ENVELOPE"][1].decode() for _, items in found]  # type: ignore[index]
+
+    def faults(self) -> Any:
+        return self.ours.command("storage", "check", check=False)["faults"]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> daemon.Daemon:
+    """An instance with two shards that nobody starts."""
+    ours = daemon.make(
+        tmp_path_factory.mktemp("faults") / "ours", f"{ALICE}:{PASSWORD}"
+    )
+    two_shards(ours)
+    ours.command("storage", "migrate")
+    ours.command("account", "add", f"{BOB}:{PASSWORD}")
+    shards = {row["address"]: row["shard"] for row in ours.command("account", "list")}
+    assert shards == {ALICE: 0, BOB: 1}
+    return ours
+
+
+def two_shards(ours: daemon.Daemon) -> None:
+    shards = [f'"sqlite:///{ours.home}/data/shard-{number}.db"' for number in (0, 1)]
+    ours.override(f"[storage]\nshards = [{', '.join(shards)}]\n{NO_POLICY}")
+
+
+@pytest.fixture
+def world(template: daemon.Daemon, tmp_path: pathlib.Path) -> Iterator[World]:
+    """A copy of it, running; the log must hold no traceback at the end."""
+    shutil.copytree(template.home, tmp_path / "ours")
+    ours = daemon.Daemon(tmp_path / "ours", template.base)
+    two_shards(ours)
+    with daemon.running(ours):
+        yield World(ours)
+        log = ours.log()
+        assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """Make blocking calls at the same time; return their results."""
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def eventually(check: Callable[[], object], limit: float = 20.0) -> None:
+    until = time.monotonic() + limit
+    while not check():
+        assert time.monotonic() < until, "did not happen"
+        time.sleep(0.05)
+
+
+# --- a locked shard ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+def test_a_locked_shard_is_a_temporary_error(world: World) -> None:
+    """For its accounts alone, until it is free; what can be read is read."""
+    assert world.deliver("before", ALICE)[0] == 250
+    with world.imap(ALICE) as imap, world.jmap(ALICE) as jmap, locked(world.shard(0)):
+        imap.ok("SELECT INBOX")
+        jmap.session()
+
+        def create() -> Any:
+            return jmap.call("Mailbox/set", create={"m": {"name": "New"}})
+
+        smtp, appended, created, other = at_once(
+            lambda: world.deliver("refused", ALICE),
+            lambda: imap.append(message("refused")),
+            create,
+            lambda: world.deliver("elsewhere", BOB),
+        )
+        assert smtp[0] == 451
+        assert smtp[1].startswith("4.3.0"), smtp
+        assert appended.startswith(TEMPORARY), appended
+        assert "serverUnavailable" in str(created), created
+        assert other[0] == 250
+        assert world.subjects(ALICE) == ["before"]
+    assert world.deliver("after", ALICE)[0] == 250
+    assert world.subjects(ALICE) == ["before", "after"]
+    assert world.subjects(BOB) == ["elsewhere"]
+    assert world.faults() == []
+
+
+def test_mail_for_a_locked_shard_and_another_is_kept_for_it(world: World) -> None:
+    """Once accepted for several, each gets it: at once, or when its shard is free."""
+    with locked(world.shard(0)):
+        code, text = world.deliver("for both", ALICE, BOB)
+        assert code == 250, text
+        eventually(lambda: world.subjects(BOB) == ["for both"])
+        assert world.subjects(ALICE) == []
+    eventually(lambda: world.subjects(ALICE) == ["for both"], 40)
+    assert world.subjects(BOB) == ["for both"]
+    assert world.faults() == []
+
+
+def test_a_locked_directory_does_not_stop_mail(world: World) -> None:
+    assert world.deliver("before", ALICE)[0] == 250
+    with locked(world.ours.home / "data/directory.db"):
+        assert world.deliver("while locked", ALICE)[0] == 250
+        assert world.subjects(ALICE) == ["before", "while locked"]
+        result = world.ours.command("account", "add", f"carol@example.test:{PASSWORD}",
+                                    check=False)  # fmt: skip
+        assert result["error"]["kind"] == "UNAVAILABLE", result
+    world.ours.command("account", "add", f"carol@example.test:{PASSWORD}")
+
+
+# --- a corrupt shard -----------------------------------------------------------------
+
+
+def spoil(path: pathlib.Path, *tables: str) -> None:
+    """Overwrite the root pages of tables."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+        rows = database.execute("SELECT name, rootpage FROM sqlite_master").fetchall()
+    pages = [page for name, page in rows if name in tables]
+    assert len(pages) == len(tables), rows
+    with path.open("r+b") as file:
+        for page in pages:
+            file.seek((page - 1) * size)
+            file.write(b"\xa5" * size)
+
+
+def test_a_shard_with_corrupt_pages_is_a_temporary_error(world: World) -> None:
+    """Never an empty folder, never a bounce; the other shard's accounts are served."""
+    for number in range(30):
+        assert world.deliver(f"m{number}", ALICE, size=3000)[0] == 250
+    assert world.deliver("elsewhere", BOB)[0] == 250
+    world.ours.stop()
+    spoil(world.shard(0), "mailbox", "email", "account")
+    world.ours.start()
+    code, text = world.deliver("refused", ALICE)
+    assert (code, text[:5]) == (451, "4.3.0"), text
+    with world.imap(ALICE) as imap:
+        replies = [
+            imap.run("SELECT INBOX")[0],
+            imap.run('LIST "" *')[0],
+            imap.run("STATUS INBOX (MESSAGES)")[0],
+            imap.append(message("refused")),
+        ]
+    assert all(reply.startswith(TEMPORARY) for reply in replies), replies
+    with world.jmap(ALICE) as jmap:
+        for name in ("Mailbox/get", "Email/query", "Thread/get"):
+            arguments = {} if name == "Email/query" else {"ids": None}
+            said, answer = jmap.call(name, **arguments)
+            assert said == "error", (said, answer)
+            assert answer["type"] in {"serverUnavailable", "requestTooLarge"}, answer
+    assert world.deliver("still here", BOB)[0] == 250
+    assert world.subjects(BOB) == ["elsewhere", "still here"]
+    assert any("shard-0" in fault for fault in world.faults())
+
+
+def test_a_shard_that_is_no_database_is_named_at_start(world: World) -> None:
+    world.ours.stop()
+    world.shard(1).write_bytes(b"not a database" * 1000)
+    world.ours.start(wait=False)
+    assert world.ours.process is not None
+    assert world.ours.process.wait(30) == os.EX_TEMPFAIL
+    world.ours.process = None
+    last = world.ours.log().splitlines()[-1]
+    assert last.startswith(f"mailserverd: cannot open {world.shard(1)}: "), last
+
+
+# --- missing blobs -------------------------------------------------------------------
+
+
+def test_a_missing_segment_hurts_its_messages_alone(world: World) -> None:
+    """The large message has a segment of its own."""
+    for token, size in (("first", 200), ("large", 6_000_000), ("last", 200)):
+        assert world.deliver(token, ALICE, size=size)[0] == 250
+    world.ours.stop()
+    segments = [p for p in (world.ours.home / "data/blobs").iterdir() if p.is_file()]
+    large = max(segments, key=lambda path: path.stat().st_size)
+    assert large.stat().st_size > 6_000_000
+    large.unlink()
+    world.ours.start()
+    assert world.subjects(ALICE) == ["first", "large", "last"]
+    with world.imap(ALICE) as imap:
+        imap.ok("SELECT INBOX")
+        assert len(imap.ok("FETCH 1:* (UID FLAGS RFC822.SIZE BODYSTRUCTURE)")) == 3
+        for uid, good in ((1, True), (2, False), (3, True)):
+            reply, untagged = imap.run(f"UID FETCH {uid} (BODY.PEEK[])")
+            assert reply.startswith(b"OK") is good, reply
+            assert reply.startswith(TEMPORARY) is not good, reply
+            assert bool(untagged) is good, untagged
+        reply, untagged = imap.run("UID FETCH 1:* (BODY.PEEK[])")
+        assert reply.startswith(TEMPORARY), reply
+        assert {int(response.split()[1]) for response in untagged} == {1, 3}
+    with world.jmap(ALICE) as jmap:
+        ids = jmap.ok("Email/query", sort=[{"property": "size"}])["ids"]
+        got = jmap.ok("Email/get", ids=ids, properties=["subject", "blobId", "preview"])
+        blobs = {email["subject"]: email["blobId"] for email in got["list"]}
+        assert jmap.download(blobs["first"])[0] == 200
+        assert jmap.download(blobs["large"])[0] in {500, 503}
+        said, answer = jmap.call(
+            "Email/get", ids=ids, properties=["bodyValues"], fetchAllBodyValues=True
+        )
+        assert said == "error", answer
+        assert answer["type"] == "serverUnavailable", answer
+    assert world.deliver("new", ALICE)[0] == 250
+    assert any("blob" in fault for fault in world.faults())
+
+
+# --- DNS -----------------------------------------------------------------------------
+
+
+def dead_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_dns_that_does_not_answer(world: World, accept: bool) -> None:
+    """Mail waits at its sender, or comes in and is marked."""
+    world.ours.stop()
+    two_shards(world.ours)
+    with (world.ours.home / "conf.d/50-test.toml").open("a") as file:
+        file.write(
+            f'spf_fail = "mark"\naccept_temperror = {str(accept).lower()}\n'
+            f'[dns]\nservers = ["127.0.0.1:{dead_port()}"]\ntimeout = "300ms"\n'
+        )
+    path = world.ours.home / "conf.d/50-test.toml"
+    path.write_text(path.read_text().replace(NO_POLICY, "[inbound]\n"))
+    world.ours.start()
+    code, text = world.deliver("unchecked", ALICE)
+    if not accept:
+        assert (code, text[:5]) == (451, "4.7.1"), text
+        assert world.subjects(ALICE) == []
+        return
+    assert code == 250, text
+    with world.imap(ALICE) as imap:
+        (raw,) = imap.messages()
+    results = raw.partition(b"Authentication-Results:")[2].partition(b"Received:")[0]
+    assert b"spf=temperror" in results, raw
+    assert b"dmarc=temperror" in results, raw
+
+
+# --- peers and the log ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2_000, 2_000_000])
+def test_a_peer_that_drops_within_the_data_leaves_nothing(
+    world: World, size: int
+) -> None:
+    for how in ("close", "reset", "half-close"):
+        with Smtp(world.ours.port(25)) as smtp:
+            smtp.ok("MAIL FROM:<>")
+            smtp.ok(f"RCPT TO:<{ALICE}>")
+            smtp.ok("DATA")
+            smtp.send(message("never", size))
+            if how == "reset":
+                smtp.socket.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+                )
+            elif how == "half-close":
+                smtp.socket.shutdown(socket.SHUT_WR)
+                assert b"250" not in smtp.rest()
+    with world.imap(ALICE) as imap:
+        imap.begin(f"APPEND INBOX {{{size + 1000}+}}\r\n".encode() + message("x", size))
+    eventually(lambda: not any((world.ours.home / "data/spool").iterdir()))
+    assert world.deliver("then", ALICE)[0] == 250
+    assert world.subjects(ALICE) == ["then"]
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(world: World) -> None:
+    """Standard error on a full disk."""
+    world.ours.stop()
+    log = world.ours.log_path
+    log.unlink()
+    log.symlink_to("/dev/full")
+    try:
+        world.ours.start()
+        assert world.deliver("unlogged", ALICE)[0] == 250
+        assert world.subjects(ALICE) == ["unlogged"]
+        assert world.ours.stop() == 0
+    finally:
+        log.unlink()
