@@ -7,7 +7,7 @@ STORAGE_FULL); it never pretends that something does not exist.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -151,6 +151,17 @@ class SearchIndex(Protocol):
 
     async def close(self) -> None:
         """Finish what is pending, then close."""
+
+
+class Cache(Protocol):
+    """Rendered pieces that can be made again; a key names one state of a thing, so
+    that nothing ever has to be invalidated (the modseq is part of it)."""
+
+    def get(self, key: Hashable) -> bytes | None:
+        """Return what was put under ``key``, or None; never raises."""
+
+    def put(self, key: Hashable, value: bytes) -> None:
+        """Keep a value for a while; never raises."""
 
 
 class Bus(Protocol):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mailserverd.core.ports import Clock
-    from storage.api import SearchIndex
+    from storage.api import Cache, SearchIndex
     from storage.metadata.meta import Meta
     from storage.metadata.migrate import Migrated
     from storage.metadata.sqlite import SqliteDatabase
@@ -21,6 +21,7 @@ ENGINES = {
     ("metadata", "sqlite"): "storage.metadata.sqlite:SqliteDatabase",
     ("migrate", "sqlite"): "storage.metadata.migrate:migrate",
     ("search", "whoosh"): "storage.search.whoosh.client:WhooshSearch",
+    ("cache", "memory"): "storage.cache.memory:MemoryCache",
     ("inspect", "sqlite"): "storage.metadata.migrate:inspect",
 }
 
@@ -74,3 +75,9 @@ def open_search(url: str) -> SearchIndex:
     """Open a search index."""
     index: SearchIndex = constructor("search", url)(path_of(url))
     return index
+
+
+def open_cache(url: str) -> Cache:
+    """Open a cache."""
+    cache: Cache = constructor("cache", url)()
+    return cache

@@ -200,6 +200,7 @@ def jmap_services(graph: Graph, settings: Settings) -> JmapServices:
         changes=graph.changes,
         offload=graph.offload,
         clock=graph.clock,
+        cache=graph.cache,
         settings=JmapSettings(
             hostname=settings.server.hostname,
             public_url=settings.server.public_url,

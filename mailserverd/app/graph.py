@@ -32,7 +32,7 @@ from mailserverd.services.submissions import Submissions
 from mailserverd.services.upkeep import Upkeep
 from protocols.smtp.delivery import SmtpDialer
 from storage.bus.local import LocalBus
-from storage.engines import open_search
+from storage.engines import open_cache, open_search
 from storage.metadata.queue import MailQueue
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mailserverd.core.ports import Clock, Resolver
     from mailserverd.services.accounts import Accounts
     from mailserverd.settings import Settings
-    from storage.api import SearchIndex
+    from storage.api import Cache, SearchIndex
     from storage.blobs.file import FileBlobStore
 
 THREADS = 4
@@ -68,6 +68,7 @@ class Graph:
     submissions: Submissions
     index: SearchIndex
     search: Search
+    cache: Cache
     indexer: Indexer
     queue: MailQueue
     acceptances: Acceptances
@@ -232,6 +233,7 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         submissions=Submissions(store, changes),
         index=index,
         search=Search(store, index, messages),
+        cache=open_cache(settings.storage.cache),
         indexer=Indexer(
             store, index, changes, clock, people.account_ids, busy=busy(blobs, clock)
         ),

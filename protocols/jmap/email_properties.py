@@ -107,6 +107,11 @@ class Plan:
     body: BodyPlan | None
 
     @property
+    def shape(self) -> str:
+        """A name for what is shown of the rows alone."""
+        return ",".join((*sorted(self.metadata), "", *self.listed))
+
+    @property
     def columns(self) -> Column:
         """What to read of each row; always whether JMAP shows the email at all."""
         columns = Column.MAILBOXES

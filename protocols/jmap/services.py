@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mailserverd.services.search import Search
     from mailserverd.services.submission import Submission
     from mailserverd.services.submissions import Submissions
+    from storage.api import Cache
 
 CORE = "urn:ietf:params:jmap:core"
 MAIL = "urn:ietf:params:jmap:mail"
@@ -72,4 +73,5 @@ class Services:
     changes: Changes
     offload: Offload
     clock: Clock
+    cache: Cache
     settings: Settings = Settings()

@@ -18,6 +18,7 @@ from mailserverd.services.submissions import Submissions
 from protocols.jmap.services import CORE, MAIL, SUBMISSION, Services, Settings
 from protocols.jmap.site import JmapSite
 from protocols.web import Body, Head
+from storage.cache.memory import MemoryCache
 from storage.model import Flags
 from tests.lib.mailhost import PASSWORD, mail_host, offload
 
@@ -170,6 +171,7 @@ def services_of(host: MailHost, settings: Settings | None = None) -> Services:
         changes=host.changes,
         offload=offload,
         clock=host.clock,
+        cache=MemoryCache(),
         settings=settings or Settings(hostname="mx.example.org"),
     )
 

@@ -1,4 +1,4 @@
-"""NAMESPACE (RFC 9051 section 6.3.10): everything is personal."""
+"""NAMESPACE (RFC 2342, RFC 9051 section 6.3.10): everything is personal."""
 
 from __future__ import annotations
 

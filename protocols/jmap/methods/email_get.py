@@ -9,6 +9,7 @@ from protocols.jmap import email_properties, email_show, gets, states
 from protocols.jmap.method import Method
 from protocols.jmap.services import MAIL
 from protocols.jmap.wire import ids
+from protocols.jmap.wire.ijson import Rendered, dumps
 from storage.model import EmailQuery
 
 if TYPE_CHECKING:
@@ -30,20 +31,69 @@ async def run(context: Context, args: Arguments) -> Arguments:
     if wanted is None:
         wanted = await _all(context, access)
     numbers, missing = gets.numbers(context, wanted, ids.parse_email)
-    rows: dict[int, EmailRow] = {}
-    if numbers:
-        messages = context.services.messages
-        rows = await messages.rows(access, list(numbers), plan.columns)
-    found: list[dict[str, Any]] = []
+    shown = await _shown(context, access, list(numbers), plan)
+    found: list[Any] = []
     for number, text in numbers.items():
-        row = rows.get(number)
-        if row is None or not row.mailboxes:
-            missing.append(text)
+        if number in shown:
+            found.append(shown[number])
         else:
-            found.append(await _one(context, row, plan))
-            if len(found) % TURN == 0:
-                await asyncio.sleep(0)  # let others have their turn
+            missing.append(text)
     return gets.response(args, state, found, missing)
+
+
+async def _shown(
+    context: Context, access: Access, numbers: list[int], plan: Plan
+) -> dict[int, Any]:
+    """Return emails by number; those that JMAP does not show are left out."""
+    if not numbers:
+        return {}
+    if plan.body is None and not plan.header_block:
+        return await _listed(context, access, numbers, plan)
+    rows = await context.services.messages.rows(access, numbers, plan.columns)
+    shown: dict[int, Any] = {}
+    for number, row in rows.items():
+        if row.mailboxes:
+            shown[number] = await email_show.show(context, row, plan)
+            if len(shown) % TURN == 0:
+                await asyncio.sleep(0)  # let others have their turn
+    return shown
+
+
+async def _listed(
+    context: Context, access: Access, numbers: list[int], plan: Plan
+) -> dict[int, Rendered]:
+    """Return emails as lists show them: rendered before, or from their rows.
+
+    An email looks the same as long as its modseq does, so that is part of the key.
+    """
+    messages, cache = context.services.messages, context.services.cache
+    account, shape = access.account, plan.shape
+    shown: dict[int, Rendered] = {}
+    unknown: list[int] = []
+    for number, state in (await messages.get_states(access, numbers)).items():
+        data = cache.get((account, number, state[0], shape))
+        if data is None:
+            unknown.append(number)
+        else:
+            context.spend(len(data))
+            shown[number] = Rendered(data)
+    rows = await messages.rows(access, unknown, plan.columns) if unknown else {}
+    for turn, (number, row) in enumerate(rows.items()):
+        if turn % TURN == TURN - 1:
+            await asyncio.sleep(0)  # let others have their turn
+        if row.mailboxes:
+            data = dumps(_render(row, plan))
+            cache.put((account, number, row.modseq, shape), data)
+            context.spend(len(data))
+            shown[number] = Rendered(data)
+    return shown
+
+
+def _render(row: EmailRow, plan: Plan) -> dict[str, Any]:
+    found = email_show.metadata(row, plan)
+    if plan.listed:
+        found.update(email_show.listed(row, plan))
+    return found
 
 
 async def _all(context: Context, access: Access) -> list[str]:
@@ -51,16 +101,6 @@ async def _all(context: Context, access: Access) -> list[str]:
     query = EmailQuery(limit=context.limits.max_objects_in_get + 1)
     result = await context.services.messages.query(access, query)
     return [ids.email(number) for number in result.ids]
-
-
-async def _one(context: Context, row: EmailRow, plan: Plan) -> dict[str, Any]:
-    if plan.body is None and not plan.header_block:
-        found = email_show.metadata(row, plan)
-        if plan.listed:
-            context.spend(len(row.list_json))
-            found.update(email_show.listed(row, plan))
-        return found
-    return await email_show.show(context, row, plan)
 
 
 METHOD = Method("Email/get", MAIL, run, TAKES)
