@@ -327,10 +327,13 @@ async def test_a_missing_blob_is_a_temporary_error(host: ImapHost) -> None:
         yield b"x" * 1000
         raise MailError(Kind.UNAVAILABLE, "blob is damaged")
 
+    read = host.host.messages.read_blob
     host.host.messages.read_blob = damaged  # type: ignore[method-assign]
     host.host.messages.stream_blob = torn  # type: ignore[method-assign]
-    reply = await client.no("FETCH 1 BODY.PEEK[]")
-    assert reply == b"NO [UNAVAILABLE] blob is damaged"
+    for which in ("1", "2", "1:*"):
+        reply = await client.no(f"FETCH {which} BODY.PEEK[]")
+        assert reply == b"NO [UNAVAILABLE] blob is damaged"
+    host.host.messages.read_blob = read  # type: ignore[method-assign]
     with pytest.raises((EOFError, asyncio.IncompleteReadError, ConnectionError)):
         await client.run("FETCH 2 BODY.PEEK[]")
 
