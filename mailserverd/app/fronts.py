@@ -11,6 +11,7 @@ from mailserverd.net.http import FrontSettings, HttpFactory, MetricsSite
 from mailserverd.net.imap import ImapServer
 from mailserverd.net.tls import Certificates, Pair
 from protocols.imap.services import ImapServices, ImapSettings
+from protocols.jmap.services import Limits as JmapLimits
 from protocols.jmap.services import Services as JmapServices
 from protocols.jmap.services import Settings as JmapSettings
 from protocols.jmap.site import JmapSite
@@ -201,11 +202,21 @@ def jmap_services(graph: Graph, settings: Settings) -> JmapServices:
         offload=graph.offload,
         clock=graph.clock,
         cache=graph.cache,
-        settings=JmapSettings(
-            hostname=settings.server.hostname,
-            public_url=settings.server.public_url,
-            plaintext_auth=settings.limits.plaintext_auth,
-            allowed_origins=settings.limits.allowed_origins,
+        settings=jmap_settings(settings),
+    )
+
+
+def jmap_settings(settings: Settings) -> JmapSettings:
+    """Return JMAP's part."""
+    largest = settings.inbound.max_message_size
+    return JmapSettings(
+        hostname=settings.server.hostname,
+        public_url=settings.server.public_url,
+        plaintext_auth=settings.limits.plaintext_auth,
+        allowed_origins=settings.limits.allowed_origins,
+        limits=JmapLimits(
+            max_size_submission=largest,
+            max_recipients=settings.inbound.max_recipients,
         ),
     )
 
