@@ -61,7 +61,7 @@ CHANGED = Sql(
     .where(
         _es.account_id == p("a"),
         _es.modseq > p("since"),
-        _me.mailbox_id == p("box"),
+        _me.mailbox_id + 0 == p("box"),  # from what changed, not from the mailbox
     )
     .order_by(_me.uid)
 )

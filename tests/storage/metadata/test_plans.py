@@ -40,6 +40,7 @@ MODULES = (
     "threads",
 )
 KNOWN = {  # what may scan or sort, and why
+    "messages.CHANGED": "what changed is told by uid",
     "messages.VANISHED": "tombstones are kept by modseq, told by uid",
     "threads.EMAILS": "a handful of emails each",
     "query_filter.ELSEWHERE": "a look at the whole account, off the loop",
@@ -85,6 +86,24 @@ def test_statements_use_indexes(shard, name):
     plan = shard.connection.execute(f"EXPLAIN QUERY PLAN {text}", values or marks)
     steps = [row[3] for row in plan.fetchall()]
     assert name in KNOWN or not any(map(SLOW.search, steps)), steps
+
+
+STARTS = {  # where a statement that could begin elsewhere must begin
+    "messages.CHANGED": "email_state USING INDEX email_state_modseq",
+    "messages.VIEW": "mailbox_email USING PRIMARY KEY (account_id=? AND mailbox_id=?",
+    "changes.EMAILS": "email_state USING INDEX email_state_modseq",
+    "blobs.MINE": "email USING INDEX email_hash (hash=? AND account_id=?)",
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_statements_begin_where_little_is(shard, name):
+    text = STATEMENTS[name].sqlite
+    values = dict.fromkeys(BOUND.findall(text), 1)
+    plan = shard.connection.execute(f"EXPLAIN QUERY PLAN {text}", values)
+    steps = [row[3] for row in plan.fetchall()]
+    searches = [step for step in steps if step.startswith("SEARCH")]
+    assert STARTS[name] in searches[0], steps
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
