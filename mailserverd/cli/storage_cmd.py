@@ -50,8 +50,10 @@ def check(config: str, as_json: bool) -> None:
     """Verify counters, references, threads and every blob's checksum."""
 
     def show(result: dict[str, Any]) -> None:
-        for fault in result["faults"]:
-            click.echo(fault, err=True)
+        for line in result["faults"]:
+            click.echo(line, err=True)
+        for line in result["notes"]:
+            click.echo(f"note: {line}")
         click.echo(
             f"{result['accounts']} accounts, {result['emails']} emails, "
             f"{result['blobs']} blobs checked: {len(result['faults'])} faults"

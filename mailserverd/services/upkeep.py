@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mailserverd.core.errors import MailError
@@ -10,13 +11,15 @@ from storage.metadata import accounts, check, directory
 from storage.metadata import blobs as blob_units
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from auth.people.directory import Directory
     from storage.api import Database
     from storage.blobs.file import FileBlobStore
+    from storage.metadata.queue import MailQueue
     from storage.metadata.shards import Shards
     from storage.model import BlobRef
+    from storage.segments import Damage
 
     Progress = Callable[[dict[str, Any]], None]
 
@@ -27,16 +30,23 @@ class Upkeep:
     """Verification of everything durable, while it is in use."""
 
     def __init__(
-        self, directory_: Directory, shards: Shards, blobs: FileBlobStore
+        self,
+        directory_: Directory,
+        shards: Shards,
+        queue: MailQueue,
+        blobs: FileBlobStore,
     ) -> None:
         self._directory = directory_
         self._shards = shards
+        self._queue = queue
         self._blobs = blobs
 
     async def check(self, progress: Progress) -> dict[str, Any]:
         """Check every account, blob row and segment.
 
-        Returns {"accounts", "emails", "blobs", "faults": [text, ...]}.
+        Returns {"accounts", "emails", "blobs", "faults": [text, ...], "notes":
+        [text, ...]}; a note is of damage where nothing lies that anyone needs, as a
+        power cut leaves of a message that was still arriving.
         """
         faults: list[str] = []
         records = emails = 0
@@ -51,14 +61,18 @@ class Upkeep:
                 found = (f"cannot be read: {error.text}",)
             faults += [f"{address} (shard-{shard}): {line}" for line in found]
             progress({"accounts": records, "faults": len(faults)})
-        places, count = await self._segments(faults, progress)
+        held = await self._segments(progress)
         for number, database in enumerate(self._shards.databases):
-            faults += await self._rows(number, database, places)
+            faults += [
+                f"shard-{number}: {line}" async for line in _rows(database, held)
+            ]
+        faults += [f"queue: {line}" async for line in self._queued(held)]
         return {
             "accounts": records,
             "emails": emails,
-            "blobs": count,
-            "faults": faults,
+            "blobs": held.records,
+            "faults": faults + [text for one in held.damage if (text := one.fault)],
+            "notes": [text for one in held.damage if (text := one.note)],
         }
 
     async def _accounts(self) -> AsyncIterator[tuple[int, str, int]]:
@@ -72,37 +86,75 @@ class Upkeep:
                     shard = self._directory.shard_of(record.account_id)
                     yield record.account_id, record.address, shard
 
-    async def _segments(
-        self, faults: list[str], progress: Progress
-    ) -> tuple[set[tuple[bytes, int, int]], int]:
+    async def _segments(self, progress: Progress) -> Held:
         def show(report: Any, of: int) -> None:
             progress({"segment": report.segment, "of": of, "records": report.records})
 
-        count = 0
+        held = Held()
         for report in await self._blobs.verify(show):
-            count += report.records
-            faults += [f"segment {report.segment}: {d}" for d in report.damage]
-        places: set[tuple[bytes, int, int]] = set()
+            held.records += report.records
+            held.damage += [Hurt(report.segment, damage) for damage in report.damage]
         for info in await self._blobs.segments():
             for ref in await self._blobs.list_blobs(info.segment):
-                places.add((ref.hash, ref.segment, ref.offset))
-        return places, count
+                held.places.add((ref.hash, ref.segment, ref.offset))
+        return held
 
-    async def _rows(
-        self, number: int, database: Database, places: set[tuple[bytes, int, int]]
-    ) -> list[str]:
-        faults: list[str] = []
+    async def _queued(self, held: Held) -> AsyncIterator[str]:
         after = b""
-        while True:
-            rows: tuple[BlobRef, ...] = await database.read(
-                blob_units.list_blobs, 0, (after, PAGE)
-            )
-            if not rows:
-                return faults
-            after = rows[-1].hash
-            faults += [
-                f"shard-{number}: blob {ref.hash.hex()} is not at segment "
-                f"{ref.segment}, offset {ref.offset}"
-                for ref in rows
-                if (ref.hash, ref.segment, ref.offset) not in places
-            ]
+        while refs := await self._queue.list_blobs(after, PAGE):
+            after = refs[-1].hash
+            for line in held.look_up(refs):
+                yield line
+
+
+async def _rows(database: Database, held: Held) -> AsyncIterator[str]:
+    after = b""
+    while refs := await database.read(blob_units.list_blobs, 0, (after, PAGE)):
+        after = refs[-1].hash
+        for line in held.look_up(refs):
+            yield line
+
+
+@dataclasses.dataclass(slots=True)
+class Hurt:
+    """Damage in a segment, and how many needed blobs lie there."""
+
+    segment: int
+    damage: Damage
+    needed: int = 0
+
+    @property
+    def fault(self) -> str:
+        """The text of a fault; "" for none."""
+        whole = self.damage.offset < self.damage.end  # else the footer's
+        return "" if whole and not self.needed else f"{self}: {self.needed} blobs lost"
+
+    @property
+    def note(self) -> str:
+        """The text of a note; "" for none."""
+        return "" if self.fault else f"{self}: nothing needed lies there"
+
+    def __str__(self) -> str:
+        where = f"segment {self.segment}, {self.damage.offset} to {self.damage.end}"
+        return f"{where}, {self.damage.why}"
+
+
+@dataclasses.dataclass(slots=True)
+class Held:
+    """What the segments hold: ``places`` as (hash, segment, offset)."""
+
+    records: int = 0
+    places: set[tuple[bytes, int, int]] = dataclasses.field(default_factory=set)
+    damage: list[Hurt] = dataclasses.field(default_factory=list)
+
+    def look_up(self, refs: Sequence[BlobRef]) -> Iterator[str]:
+        """Yield what is missing of needed blobs; count those that are damaged."""
+        for ref in refs:
+            for one in self.damage:
+                within = one.damage.offset <= ref.offset < one.damage.end
+                one.needed += within and one.segment == ref.segment
+            if (ref.hash, ref.segment, ref.offset) not in self.places:
+                yield (
+                    f"blob {ref.hash.hex()} is not at segment {ref.segment}, "
+                    f"offset {ref.offset}"
+                )

@@ -169,6 +169,10 @@ class MailQueue:
         """Return those blobs that a queued message or an acceptance needs."""
         return await self._database.read(queue_admin.live_blobs, 0, tuple(hashes))
 
+    async def list_blobs(self, after: bytes, limit: int = 500) -> tuple[BlobRef, ...]:
+        """Return a page of the needed blobs in order of hash."""
+        return await self._database.read(queue_admin.list_blobs, 0, (after, limit))
+
     async def move_blobs(self, blobs: Sequence[BlobRef]) -> None:
         """Note where compaction put blobs."""
         await self._database.write(queue_admin.move_blobs, 0, tuple(blobs))

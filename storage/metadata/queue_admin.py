@@ -15,6 +15,7 @@ from storage.metadata.queue_tables import (
     RECIPIENT,
 )
 from storage.metadata.sql import InIds, Sql, heavy, ids, p
+from storage.model import BlobRef
 from storage.queue import Entry, Page, Selection, State, Stats, queue_id, queue_number
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
     from storage.api import Tx
-    from storage.model import BlobRef
 
 M, R, A = MESSAGE.c, RECIPIENT.c, ACCEPTANCE.c
 QUEUED, LEASED, HELD = int(State.QUEUED), int(State.LEASED), int(State.HELD)
@@ -119,6 +119,18 @@ IS_LIVE = Sql(
             exists().where(A.hash == p("hash"), A.open > 0),
         )
     )
+)
+LIVE_BLOBS = Sql(
+    select(*rows.BLOB_COLUMNS)
+    .where(
+        BLOB.c.hash > p("after"),
+        or_(
+            exists().where(M.hash == BLOB.c.hash, M.finished == 0),
+            exists().where(A.hash == BLOB.c.hash, A.open > 0),
+        ),
+    )
+    .order_by(BLOB.c.hash)
+    .limit(p("count"))
 )
 MOVE_BLOB = Sql(
     update(BLOB)
@@ -258,6 +270,13 @@ def live_blobs(tx: Tx, _account: int, hashes: tuple[bytes, ...]) -> frozenset[by
 def _is_live(tx: Tx, blob_hash: bytes) -> bool:
     row = tx.one(IS_LIVE, {"hash": blob_hash})
     return row is not None and bool(row[0])
+
+
+def list_blobs(tx: Tx, _account: int, args: tuple[bytes, int]) -> tuple[BlobRef, ...]:
+    """Return those that are still needed, in order of hash: (after, limit)."""
+    after, count = args
+    found = tx.all(LIVE_BLOBS, {"after": after, "count": count})
+    return tuple(BlobRef(*row) for row in found)
 
 
 def move_blobs(tx: Tx, _account: int, blobs: Iterable[BlobRef]) -> None:
