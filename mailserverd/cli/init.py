@@ -133,6 +133,7 @@ def _refuse_existing(directory: pathlib.Path) -> None:
 
 
 def _write(directory: pathlib.Path, text: str, hostname: str) -> None:
+    fresh = [path for path in directory.absolute().parents if not path.exists()]
     try:
         for path in (directory, directory / "data", directory / "tls"):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -145,10 +146,22 @@ def _write(directory: pathlib.Path, text: str, hostname: str) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(key)
         (directory / "mailserverd.toml").write_text(text, encoding="utf-8")
+        _sync(directory, len(fresh) + 1)
     except OSError as error:
         raise MailError(
             Kind.FORBIDDEN, f"cannot write {error.filename}: {error.strerror}"
         ) from error
+
+
+def _sync(directory: pathlib.Path, ancestors: int) -> None:
+    """Make durable all that was made, and its name in the directories above."""
+    above = directory.absolute().parents[:ancestors]
+    for path in (*directory.rglob("*"), directory, *above):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 async def _fill(
