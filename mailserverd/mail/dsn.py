@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_RETURNED = 50_000  # octets of a message that is returned whole without being asked
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
+_NOT_XCHAR = re.compile(r"[^!-*,-<>-~]")
+_NOT_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
 _UTF8_XTEXT = re.compile(r"\\x\{([0-9A-Fa-f]{2,6})\}")
 _STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -228,6 +230,18 @@ def _clean(value: str) -> str:
 def decode_xtext(text: str) -> str:
     """Decode xtext (RFC 3461 section 4), octets as latin-1 characters."""
     return _XTEXT.sub(lambda match: chr(int(match[1], 16)), text)
+
+
+def encode_xtext(text: str) -> str:
+    """Encode printable ASCII as xtext (RFC 3461 section 4)."""
+    return _NOT_XCHAR.sub(lambda match: f"+{ord(match[0]):02X}", text)
+
+
+def encode_orcpt(kind: str, text: str) -> str:
+    """Encode an ORCPT address, the opposite of ``decode_orcpt``."""
+    if kind.strip().lower() != "utf-8":
+        return encode_xtext(text)
+    return _NOT_QCHAR.sub(lambda match: f"\\x{{{ord(match[0]):X}}}", text)
 
 
 def decode_orcpt(kind: str, text: str) -> str:

@@ -12,6 +12,7 @@ from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import Envelope, Recipient
 from mailserverd.mail.addresses import AddressError
 from mailserverd.mail.addresses import parse as parse_address
+from mailserverd.mail.dsn import encode_orcpt, encode_xtext
 from protocols.jmap.wire import dates, ids
 from protocols.jmap.wire.errors import SetError, invalid_properties
 
@@ -40,6 +41,7 @@ PENDING, FINAL, CANCELED = "pending", "final", "canceled"
 LIVE = frozenset({"queued", "held"})
 DELIVERED = {"queued": "queued", "held": "queued", "delivered": "unknown"}
 _ENVID = re.compile(r"[ -~]{1,100}")
+_ORCPT = re.compile(r"([A-Za-z0-9-]{1,32});([ -~]{1,500})")
 Statuses = dict[str, tuple[str, str, int]]
 
 
@@ -208,10 +210,10 @@ class _Parameters:
         self.ret = value.upper()
 
     def take_envid(self, value: str) -> None:
-        """ENVID, decoded."""
+        """ENVID: given decoded, kept as it goes over the wire."""
         if not _ENVID.fullmatch(value):
             raise ValueError(value)
-        self.envid = value
+        self.envid = encode_xtext(value)
 
     def take_notify(self, value: str) -> None:
         """NOTIFY: NEVER, or of SUCCESS, FAILURE, DELAY."""
@@ -221,10 +223,11 @@ class _Parameters:
         self.notify = words
 
     def take_orcpt(self, value: str) -> None:
-        """ORCPT: address type and address."""
-        if not _ENVID.fullmatch(value) or ";" not in value:
+        """ORCPT: address type and address, the address given decoded."""
+        match = _ORCPT.fullmatch(value)
+        if match is None:
             raise ValueError(value)
-        self.orcpt = value
+        self.orcpt = f"{match[1]};{encode_orcpt(match[1], match[2])}"
 
     def take_holdfor(self, value: str) -> None:
         """HOLDFOR: seconds (RFC 4865)."""
