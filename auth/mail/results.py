@@ -27,6 +27,8 @@ _CONTROL = re.compile("[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]+")
 _ID = re.compile(rb"[-A-Za-z0-9._\x80-\xff]*")
 _FIELD_NAME = NAME.lower().encode()
 _COMMENT_MARK = re.compile(rb"[()]|\\.", re.DOTALL)
+_COMMENT = re.compile(rb"\([^()]*\)")
+_NOISE = re.compile(rb"[^-a-z0-9.\x80-\xff]+")
 _QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 
@@ -90,31 +92,47 @@ def bears(value: bytes, authserv_id: str) -> bool:
     """Return True when a field body claims to be ours, or might be read so.
 
     The name may hide behind comments, quotes, folding, case or a version; a field
-    that cannot be parsed is ours if our name occurs in it at all (section 5).
+    that cannot be parsed is ours if our name occurs in it at all, however it is taken
+    apart (section 5).
     """
     ours = a_labels(authserv_id) or authserv_id.lower()
     found = _authserv_id(value[:MAX_FIELD]) if len(value) <= MAX_FIELD else None
     if found is None:
-        return ours.encode("utf-8", "replace") in value.lower()
-    theirs = found.decode("utf-8", "replace")
+        name, text = ours.encode("utf-8", "replace"), value.lower()
+        bare = _COMMENT.sub(b"", text)
+        return name in _NOISE.sub(b"", text) or name in _NOISE.sub(b"", bare)
+    theirs = found.decode("utf-8", "replace").strip()
     return (a_labels(theirs) or theirs.lower()) == ours
 
 
 def _authserv_id(value: bytes) -> bytes | None:
-    """Return the first word of a field body, None when the body is malformed."""
-    rest = value.lstrip(WSP)
+    """Return the authserv-id of a field body, None when the body is malformed."""
+    rest = _after_space(value)
+    if rest is None:
+        return None
+    if rest.startswith(b'"'):
+        quoted = _QUOTED.match(rest)
+        if quoted is None:
+            return None
+        rest, inside = rest[quoted.end() :], quoted[1]
+        word = re.sub(rb"\\(.)", rb"\1", inside, flags=re.DOTALL).strip(WSP)
+    else:
+        word = _ID.match(rest)[0]  # type: ignore[index]  # it matches anything
+        rest = rest[len(word) :]
+    rest = _after_space(rest)
+    rest = _after_space(rest.lstrip(b"0123456789")) if rest is not None else None
+    return word if word and rest is not None and rest[:1] in {b"", b";"} else None
+
+
+def _after_space(text: bytes) -> bytes | None:
+    """Return what follows white space and comments; None: one is not closed."""
+    rest = text.lstrip(WSP)
     while rest.startswith(b"("):
         end = _comment_end(rest)
         if end is None:
             return None
         rest = rest[end:].lstrip(WSP)
-    if rest.startswith(b'"'):
-        quoted = _QUOTED.match(rest)
-        if quoted is None:
-            return None
-        rest = re.sub(rb"\\(.)", rb"\1", quoted[1], flags=re.DOTALL).strip(WSP)
-    word = _ID.match(rest)
-    return word[0] if word else b""
+    return rest
 
 
 def _comment_end(text: bytes) -> int | None:

@@ -116,6 +116,16 @@ def test_long_values_are_cut() -> None:
         b" (unclosed mx.example.org; none",
         b" (" * 5000 + b" mx.example.org",
         b" " + b"x" * 70_000 + b"mx.example.org",
+        b" ; mx.example.org; none",
+        b" i=1; mx.example.org; none",
+        b" mx .example.org; none",
+        b" mx. example .org; none",
+        b" mx(x).example.org; none",
+        b' "mx".example.org; none',
+        b" @mx.example.org; none",
+        b" =?utf-8?q?mx.example.org?=; none",
+        b" \xc2\xa0mx.example.org; none",
+        b" \x0bmx.example.org; none",
     ],
 )
 def test_ours_however_disguised(value: bytes) -> None:
