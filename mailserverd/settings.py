@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import pathlib
+import ssl
 from typing import Any
 
 from mailserverd.config import kinds
-from mailserverd.config.load import ConfigError, load
+from mailserverd.config.load import load
 from mailserverd.config.schema import REQUIRED, Problem, option, table, tables
 
 DEFAULT_PATH = "/etc/mailserverd/mailserverd.toml"
@@ -47,7 +49,7 @@ class Server:
         kinds.duration, 10.0, "How long SIGTERM waits for open transactions"
     )
     public_url: str = option(
-        kinds.text,
+        kinds.url("https", "http"),
         "",
         "Base of the URLs in the JMAP session; empty: from the request's Host",
     )
@@ -162,7 +164,7 @@ class Outbound:
         kinds.integer(1, 100), 5, "Connections to one destination at once"
     )
     smarthost: str = option(
-        kinds.text, "", 'Send everything through this host: "relay.example.net:25"'
+        kinds.relay, "", 'Send everything through this host: "relay.example.net:25"'
     )
     allow_loopback: bool = option(
         kinds.boolean, False, "Deliver to MX hosts at loopback addresses (tests only)"
@@ -218,11 +220,8 @@ class Settings:
 def read(path: str | pathlib.Path) -> Settings:
     """Read and check the configuration; ConfigError lists every mistake."""
     file = pathlib.Path(path)
-    settings = _with_defaults(load(Settings, file), file)
-    problems = [dataclasses.replace(p, file=str(file)) for p in _across(settings)]
-    if problems:
-        raise ConfigError(problems)
-    return settings
+    loaded = load(Settings, file, lambda raw: _across(_with_defaults(raw, file)))
+    return _with_defaults(loaded, file)
 
 
 def _with_defaults(settings: Settings, file: pathlib.Path) -> Settings:
@@ -276,10 +275,47 @@ def _across(settings: Settings) -> list[Problem]:
             )
     for number, certificate in enumerate(settings.certificate):
         problems += [
-            Problem(("certificate", number), f"{name} is not a readable file")
-            for name in (certificate.certificate, certificate.key)
-            if not pathlib.Path(name).is_file()
+            Problem(("certificate", number), text)
+            for text in _certificate_problems(certificate)
         ]
+    return [*problems, *_shared_files(settings.storage)]
+
+
+def _certificate_problems(pair: Certificate) -> list[str]:
+    missing = [
+        f"{name} is not a readable file"
+        for name in (pair.certificate, pair.key)
+        if not os.access(name, os.R_OK) or not pathlib.Path(name).is_file()
+    ]
+    if missing:
+        return missing
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair.certificate, pair.key, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return [f"{pair.key} is not the key of {pair.certificate}"]
+        return [
+            f"{pair.certificate} and {pair.key} must be PEM files, a certificate "
+            "(with its chain) and its key without passphrase"
+        ]
+    return []
+
+
+def _shared_files(storage: Storage) -> list[Problem]:
+    """Two databases in one file would overwrite one another."""
+    urls = [
+        ("directory", storage.directory),
+        *(("shards", url) for url in storage.shards),
+        ("queue", storage.queue),
+    ]
+    seen: dict[str, str] = {}
+    problems = []
+    for key, url in urls:
+        if url in seen:
+            text = f"{url} is storage.{seen[url]} too: each needs a file of its own"
+            problems.append(Problem(("storage", key), text))
+        seen[url] = key
     return problems
 
 

@@ -7,6 +7,7 @@ example file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ipaddress
 import re
@@ -97,11 +98,36 @@ def _address(raw: Any) -> str:
 
 def _dns_server(raw: Any) -> str:
     value = _text(raw)
-    try:
+    with contextlib.suppress(ValueError):
         ipaddress.ip_address(value.strip("[]"))
-    except ValueError:
-        return _address(value)
+        return value
+    with contextlib.suppress(ValueError):
+        if not value.startswith("systemd:"):
+            return _address(value)
+    raise ValueError('must be "address", "address:port" or "[v6]:port"')
+
+
+def _relay(raw: Any) -> str:
+    value = _text(raw)
+    host, colon, port = value.rpartition(":")
+    if not colon:
+        host, port = value, "25"
+    good = _is_literal(host) if colon and host[:1] == "[" else _is_name(host)
+    if value and not (good and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError('must be "host:port", "host", "[address]:port" or empty')
     return value
+
+
+def _is_name(text: str) -> bool:
+    return bool(HOSTNAME.match(text)) and not text.rpartition(".")[2].isdigit()
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text[1:-1])
+    except ValueError:
+        return False
+    return text[-1] == "]"
 
 
 text = Kind("a text", _text)
@@ -110,6 +136,7 @@ hostname = Kind("a host name", _hostname)
 duration = Kind("a duration", _duration)
 size = Kind("a size in octets", _size)
 address = Kind("address:port or systemd:NAME", _address)
+relay = Kind("host:port", _relay)
 dns_server = Kind("address or address:port", _dns_server)
 
 

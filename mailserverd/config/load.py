@@ -11,6 +11,7 @@ from mailserverd.config.schema import Path, Problem, check
 
 if TYPE_CHECKING:
     import pathlib
+    from collections.abc import Callable
 
 S = TypeVar("S")
 HEADER = re.compile(r"^\s*(\[\[?)\s*([^\]]+?)\s*\]\]?\s*(#.*)?$")
@@ -43,10 +44,15 @@ class _Source:
         return dataclasses.replace(problem, file=file, line=line)
 
 
-def load(cls: type[S], file: pathlib.Path) -> S:
+def load(
+    cls: type[S],
+    file: pathlib.Path,
+    across: Callable[[S], list[Problem]] = lambda _: [],
+) -> S:
     """Read ``file`` and ``conf.d/*.toml`` beside it, and check them against ``cls``.
 
-    Raises ConfigError with every mistake at once.
+    ``across`` finds what no single key can know.  Raises ConfigError with every
+    mistake at once.
     """
     problems: list[Problem] = []
     source = _Source({})
@@ -56,7 +62,9 @@ def load(cls: type[S], file: pathlib.Path) -> S:
         _note_lines(path, source)
         _merge(merged, _resolve(raw, path.parent, problems, ()))
     settings = None if problems else check(cls, merged, problems)
-    if settings is None:
+    if settings is not None:
+        problems += across(settings)
+    if settings is None or problems:
         raise ConfigError([source.locate(p, str(file)) for p in problems])
     return settings
 
@@ -66,8 +74,9 @@ def _read(path: pathlib.Path, problems: list[Problem]) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         problems.append(Problem((), f"cannot be read: {error.strerror}", str(path)))
-    except UnicodeDecodeError:
-        problems.append(Problem((), "is not UTF-8 text", str(path)))
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        problems.append(Problem((), "is not UTF-8 text", str(path), line))
     except tomllib.TOMLDecodeError as error:
         found = DECODE_LINE.search(str(error))
         line = int(found[1]) if found else 0

@@ -90,10 +90,17 @@ def check(
         known: Option = field.metadata["option"]
         if name in raw:
             values[name] = _value(known, raw[name], problems, (*path, name))
+        elif known.table is not None:  # which may hold keys that have no default
+            values[name] = check(known.table, {}, problems, (*path, name))
         elif field.default is REQUIRED and field.default_factory is REQUIRED:
-            expects = known.kind.expects if known.kind else "a table"
-            problems.append(Problem(path, f'"{name}" is missing: {expects}'))
+            problems.append(Problem(path, _missing(name, known)))
     return cls(**values) if len(problems) == before else None
+
+
+def _missing(name: str, known: Option) -> str:
+    expects = known.kind.expects if known.kind else "a table"
+    example = f', such as "{known.example}"' if known.example else ""
+    return f'"{name}" is missing: {expects}{example}'
 
 
 def _value(known: Option, raw: Any, problems: list[Problem], path: Path) -> Any:
