@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ def run(start: Callable[..., int], config: str, as_json: bool) -> None:
             err=True,
         )
         sys.exit(os.EX_NOPERM)
+    gc.disable()  # imports make no garbage; the daemon turns it on again
     from mailserverd.app.daemon import run as serve  # noqa: PLC0415 - heavy imports
 
     async def main(reactor: Any) -> int:
