@@ -246,11 +246,20 @@ class Messages:
         """
         check(access)
         del media_type
+        await self._make_room(access, len(data) if isinstance(data, bytes) else data[1])
         if isinstance(data, bytes):
             blob = await self._blobs.put(data)
         else:
             blob = await self._blobs.put_file(*data)
         return await self._store.write(access, blobs.add_upload, (blob, UPLOAD_SECONDS))
+
+    async def _make_room(self, access: Access, octets: int) -> None:
+        """Raise LIMIT before anything is written; what was imported counts no more."""
+        if await self._store.read(access, blobs.has_room, octets):
+            return
+        await self._store.write(access, blobs.forget_kept, None)
+        if not await self._store.read(access, blobs.has_room, octets):
+            raise MailError(Kind.LIMIT, "too many uploads")
 
     async def read_blob(
         self, blob: BlobRef, start: int = 0, end: int | None = None

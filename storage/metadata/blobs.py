@@ -75,6 +75,13 @@ DROP_OWNER = Sql(
         _o.owner_id == p("owner"),
     )
 )
+DROP_KEPT = Sql(
+    delete(BLOB_OWNER).where(
+        _o.account_id == p("a"),
+        _o.kind == OWNER_UPLOAD,
+        exists().where(_e.hash == _o.hash, _e.account_id == p("a")),
+    )
+)
 _owned = or_(
     exists().where(_e.hash == _b.hash).correlate(BLOB),
     exists().where(_o.hash == _b.hash).correlate(BLOB),
@@ -117,6 +124,19 @@ def find_blob(tx: Tx, account: int, blob_hash: bytes) -> BlobRef:
     return BlobRef(*row)
 
 
+@inline
+def has_room(tx: Tx, account: int, octets: int) -> bool:
+    """Return whether the account may upload so many octets now."""
+    used = tx.one(UPLOADED, {"a": account, "now": int(tx.now)})
+    count, size = used or (0, 0)
+    return bool(count < MAX_UPLOADS and size + octets <= MAX_UPLOAD_OCTETS)
+
+
+def forget_kept(tx: Tx, account: int, _: object) -> None:
+    """Let go of the account's uploads that emails of its own have, too."""
+    tx.run(DROP_KEPT, {"a": account})
+
+
 def add_upload(tx: Tx, account: int, args: tuple[BlobRef, int]) -> BlobRef:
     """Own an uploaded blob for some seconds: (ref, seconds) -> where it lies.
 
@@ -124,10 +144,7 @@ def add_upload(tx: Tx, account: int, args: tuple[BlobRef, int]) -> BlobRef:
     """
     blob, seconds = args
     read_state(tx, account)
-    now = int(tx.now)
-    used = tx.one(UPLOADED, {"a": account, "now": now})
-    count, size = used or (0, 0)
-    if count >= MAX_UPLOADS or size + blob.size > MAX_UPLOAD_OCTETS:
+    if not has_room(tx, account, blob.size):
         raise MailError(Kind.LIMIT, "too many uploads")
     tx.run(ADD_BLOB, blob_row(blob))
     tx.run(
@@ -137,7 +154,7 @@ def add_upload(tx: Tx, account: int, args: tuple[BlobRef, int]) -> BlobRef:
             "account_id": account,
             "kind": OWNER_UPLOAD,
             "owner_id": 0,
-            "expires": now + seconds,
+            "expires": int(tx.now) + seconds,
         },
     )
     row = tx.one(OWNED, {"hash": blob.hash})
