@@ -9,7 +9,8 @@ from mailserverd.core.log import get_logger
 from mailserverd.net import listeners
 from mailserverd.net.http import FrontSettings, HttpFactory, MetricsSite
 from mailserverd.net.imap import ImapServer
-from mailserverd.net.tls import Certificates, Pair
+from mailserverd.net.listeners import ListenError
+from mailserverd.net.tls import CertificateError, Certificates, Pair
 from protocols.imap.services import ImapServices, ImapSettings
 from protocols.jmap.services import Limits as JmapLimits
 from protocols.jmap.services import Services as JmapServices
@@ -84,9 +85,9 @@ class Fronts:
 
         Raises CertificateError or ListenError with everything as it was.
         """
-        if self.certificates is not None and settings.certificate:
-            self.certificates.replace(pairs(settings))
-        for one in [one for one in self._open if one not in settings.listener]:
+        gone = [one for one in self._open if one not in settings.listener]
+        await self._open_beside(settings, {one.address for one in gone})
+        for one in gone:
             await _stop(self._open.pop(one))
         self.settings = settings
         await self.open(settings)
@@ -96,6 +97,26 @@ class Fronts:
         self._http.settings = front_settings(settings)
         self._http.app = JmapSite(jmap_services(self._graph, settings))
         self._graph.apply(settings)
+
+    async def _open_beside(self, settings: Settings, taken: set[str]) -> None:
+        """Do all that may fail while everything is as it was; undo it when it does.
+
+        ``taken`` are addresses that must be closed before they can be opened anew.
+        """
+        if self.certificates is None:
+            self.certificates = _certificates(settings)
+        opened: list[Listener] = []
+        try:
+            for one in settings.listener:
+                if one not in self._open and one.address not in taken:
+                    self._open[one] = await self._listen(one)
+                    opened.append(one)
+            if self.certificates is not None and settings.certificate:
+                self.certificates.replace(pairs(settings))
+        except (ListenError, CertificateError):
+            for one in opened:
+                await _stop(self._open.pop(one))
+            raise
 
     async def _listen(self, one: Listener) -> listeners.Listener:
         stops: list[Callable[[], Any]] = []

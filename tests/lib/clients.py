@@ -260,6 +260,12 @@ class Jmap:
         response = self._http.getresponse()
         return response.status, response.read()
 
+    def connect(self) -> int:
+        """Ask for something on the open connection; return its local port."""
+        self.session()
+        port: int = self._http.sock.getsockname()[1]
+        return port
+
     def session(self) -> Any:
         status, body = self.request("GET", "/jmap/session")
         assert status == 200, (status, body)
