@@ -232,7 +232,7 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         identities=Identities(store, changes),
         submissions=Submissions(store, changes),
         index=index,
-        search=Search(store, index, messages),
+        search=Search(store, index, messages, offload),
         cache=open_cache(settings.storage.cache),
         indexer=Indexer(
             store, index, changes, clock, people.account_ids, busy=busy(blobs, clock)

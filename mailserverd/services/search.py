@@ -21,8 +21,9 @@ from storage.model import Column, Condition, EmailQuery, Filter, Operator
 from storage.text import FIELDS, And, Not, Or, Query, fold, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from mailserverd.core.ports import Offload
     from mailserverd.core.types import Access
     from mailserverd.services.messages import Messages
     from storage.api import MetadataStore, SearchIndex
@@ -36,17 +37,24 @@ TEXT_OPS = WORD_OPS | {"header"}
 ROWS = 200  # texts looked at by one hop off the loop
 BLOCKS = 32  # header blocks read at a time
 MAX_HEADER_SCAN = 200_000  # messages; more is refused, never cut short
+MAX_HEADER = 1 << 20  # octets of a header block that are looked at
+BUSY = 128 << 10  # octets of header blocks that are looked at off the loop
 
 
 class Search:
     """Resolves text conditions to email ids, and finds substrings."""
 
     def __init__(
-        self, store: MetadataStore, index: SearchIndex, messages: Messages
+        self,
+        store: MetadataStore,
+        index: SearchIndex,
+        messages: Messages,
+        offload: Offload,
     ) -> None:
         self._store = store
         self._index = index
         self._messages = messages
+        self._offload = offload
 
     # --- JMAP: words (RFC 8621 section 4.4.1) ---------------------------------------
 
@@ -170,17 +178,22 @@ class Search:
             blocks = await asyncio.gather(
                 *(self._block(row.blob, row.header_size) for row in rows.values())
             )
-            found.update(
-                key
-                for key, block in zip(rows, blocks, strict=True)
-                if has_text(block, name, folded)
-            )
+            args = (dict(zip(rows, blocks, strict=True)), name, folded)
+            if sum(map(len, blocks)) > BUSY:
+                found.update(await self._offload(having_text, *args))
+            else:
+                found.update(having_text(*args))
         return found
 
     async def _block(self, blob: BlobRef | None, size: int) -> bytes:
         if blob is None:
             return b""
-        return await self._messages.read_blob(blob, 0, size)
+        return await self._messages.read_blob(blob, 0, min(size, MAX_HEADER))
+
+
+def having_text(blocks: Mapping[int, bytes], name: str, folded: str) -> list[int]:
+    """Return the keys of those header blocks that contain a folded text."""
+    return [key for key, block in blocks.items() if has_text(block, name, folded)]
 
 
 def has_text(block: bytes, name: str, folded: str) -> bool:

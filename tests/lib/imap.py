@@ -37,7 +37,7 @@ def imap_services(host: MailHost, settings: ImapSettings) -> ImapServices:
     return ImapServices(
         mailboxes=host.mailboxes,
         messages=host.messages,
-        search=Search(host.shards, NoIndex(), host.messages),
+        search=Search(host.shards, NoIndex(), host.messages, offload),
         receive=host.receive,
         authenticator=host.authenticator,
         changes=host.changes,

@@ -159,7 +159,7 @@ class NoIndex:
 def services_of(host: MailHost, settings: Settings | None = None) -> Services:
     """Return what JMAP needs, from a mail host."""
     return Services(
-        search=Search(host.shards, NoIndex(), host.messages),
+        search=Search(host.shards, NoIndex(), host.messages, offload),
         mailboxes=host.mailboxes,
         messages=host.messages,
         identities=Identities(host.shards, host.changes),

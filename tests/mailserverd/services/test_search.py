@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
@@ -13,6 +14,7 @@ from mailserverd.services import search as service
 from mailserverd.services.indexer import Indexer
 from mailserverd.services.search import Search
 from storage.model import Condition, EmailQuery, Operator
+from tests.lib.mailhost import offload
 from tests.lib.memory_index import MemoryIndex
 from tests.lib.office import ME, OTHER, mail, office
 from tests.lib.search_engines import ENGINES
@@ -34,7 +36,7 @@ async def searching(tmp_path, index=None):
     """Yield the office, a search over four emails, and an indexer, nothing indexed."""
     index = index or MemoryIndex()
     async with office(tmp_path) as it:
-        search = Search(it.store, index, it.messages)
+        search = Search(it.store, index, it.messages, offload)
         indexer = Indexer(it.store, index, it.changes, it.clock, accounts)
         for raw in MAILS:
             await it.add(raw)
@@ -92,7 +94,7 @@ def test_answers_do_not_depend_on_how_far_the_index_is(tmp_path, indexed):
     async def run():
         index = MemoryIndex()
         async with office(tmp_path) as it:
-            search = Search(it.store, index, it.messages)
+            search = Search(it.store, index, it.messages, offload)
             indexer = Indexer(it.store, index, it.changes, it.clock, accounts)
             for number, raw in enumerate(MAILS):
                 if number == indexed:
@@ -240,5 +242,36 @@ def test_substrings_look_only_where_they_are_told(tmp_path, monkeypatch):
                 with pytest.raises(MailError) as caught:
                     await call
                 assert caught.value.kind is Kind.FORBIDDEN
+
+    asyncio.run(run())
+
+
+def test_headers_without_end_do_not_hold_up_others(tmp_path):
+    """Whoever sends them: only their start is looked at, and off the loop."""
+
+    async def run():
+        late = 0.0
+
+        async def ticks():
+            nonlocal late
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(0.01)
+                late = max(late, time.monotonic() - before - 0.01)
+
+        async with searching(tmp_path) as (it, search, _):
+            for _ in range(2):
+                await it.add(b"From: a@b\r\n" + b"A: b\r\n" * 500_000 + b"\r\nx\r\n")
+            other = asyncio.create_task(ticks())
+            try:
+                for tree_ in (
+                    text("header", ("A", "z")),
+                    text("header", ("From", "a")),
+                ):
+                    found = await find(it, search, tree_)
+            finally:
+                other.cancel()
+            assert {5, 6} <= set(found)
+            assert late < 0.5, late
 
     asyncio.run(run())
