@@ -102,6 +102,7 @@ class Daemon:
             systemd.notify("STOPPING=1")
             log.info("stopping")
             server.close()
+            (base / "control.sock").unlink(missing_ok=True)
             await self._fronts.drain(self._settings.server.drain)
 
     async def reload(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ COMMANDS = {
     "queue": ("queue", "group"),
     "storage": ("storage_cmd", "group"),
 }
+click.UsageError.exit_code = os.EX_USAGE  # sysexits, as all our codes
 
 
 class Lazy(click.Group):

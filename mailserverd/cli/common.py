@@ -101,7 +101,8 @@ def fail(error: MailError, *, as_json: bool) -> NoReturn:
         emit({"error": {"kind": error.kind.name, "text": error.text}})
     else:
         click.echo(f"mailserverd: {error.text}", err=True)
-    sys.exit(SYSEXITS.get(error.kind, os.EX_TEMPFAIL if error.temporary else 1))
+    other = os.EX_TEMPFAIL if error.temporary else os.EX_DATAERR
+    sys.exit(SYSEXITS.get(error.kind, other))
 
 
 async def _anywhere(chosen: Settings, command: str, args: dict[str, Any]) -> Any:

@@ -51,9 +51,15 @@ def check(config: str, as_json: bool) -> None:
 
 
 @group.command("example")
-def example_() -> None:
+@common.options
+def example_(config: str, as_json: bool) -> None:
     """Print a commented example file."""
-    click.echo(example(Settings, INTRO), nl=False)
+    del config  # whatever it says
+    text = example(Settings, INTRO)
+    if as_json:
+        common.emit({"text": text})
+    else:
+        click.echo(text, nl=False)
 
 
 @group.command()

@@ -185,7 +185,11 @@ def remove_domain(tx: Tx, _account: int, args: tuple[str, bool]) -> tuple[int, .
     domain = domain_id(tx, name)
     addresses = tx.all(ADDRESSES_IN, {"domain": domain})
     if addresses and not force:
-        raise MailError(Kind.NOT_EMPTY, f"domain {name} has {len(addresses)} addresses")
+        raise MailError(
+            Kind.NOT_EMPTY,
+            f"domain {name} has {len(addresses)} accounts and aliases: "
+            "remove them first, or use --force",
+        )
     accounts = tuple(sorted({r[1] for r in addresses if r[1] is not None}))
     for account in accounts:
         remove_account(tx, account, None)
