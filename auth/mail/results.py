@@ -16,7 +16,8 @@ NAME = "Authentication-Results"
 MAX_VALUE = 320  # octets of a property; longer ones are cut
 MAX_COMMENT = 200
 LINE = 78
-MAX_FIELD = 1 << 16  # octets of a foreign field that are parsed
+MAX_FIELD = 1 << 13  # octets of a foreign field that is parsed
+MAX_FIELDS = 100  # of foreign ones; what comes after them is not believed
 
 # A value stands unquoted as a MIME token or as a plain mailbox or @domain.
 _TOKEN = re.compile(r"[-A-Za-z0-9!#$%&'*+.^_`{|}~]+")
@@ -147,16 +148,19 @@ def _comment_end(text: bytes) -> int | None:
 def forged(message: bytes, authserv_id: str) -> list[tuple[int, int]]:
     """Return the half-open spans (CRLF included) of fields that bear our name.
 
-    Remove them after verifying DKIM and before adding our own.
+    Beyond MAX_FIELDS any such field counts as one that does.  Remove them after verifying DKIM and before adding our own.
     """
     header = split_header(message)
     spans = []
     indexes = set(header.names.get(_FIELD_NAME, ()))
+    seen = 0
     start = 0
     for index, field in enumerate(header.fields):
         end = start + len(field) + 2
-        if index in indexes and bears(field.partition(b":")[2], authserv_id):
-            spans.append((start, min(end, len(message))))
+        if index in indexes:
+            seen += 1
+            if seen > MAX_FIELDS or bears(field.partition(b":")[2], authserv_id):
+                spans.append((start, min(end, len(message))))
         start = end
     return spans
 
