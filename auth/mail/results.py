@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
-from auth.mail.canonical import WSP, split_header
+from auth.mail.canonical import WSP
 from mailserverd.core.names import a_labels
 
 if TYPE_CHECKING:
@@ -26,7 +26,11 @@ _MAILBOX = re.compile(
 )
 _CONTROL = re.compile("[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]+")
 _ID = re.compile(rb"[-A-Za-z0-9._\x80-\xff]*")
-_FIELD_NAME = NAME.lower().encode()
+_FIELD = re.compile(
+    rb"^%b(?:[ \t]|\r\n[ \t])*+:([^\r]*+(?:\r(?!\n(?![ \t]))[^\r]*+)*+)(?:\r\n|\Z)"
+    % NAME.encode(),
+    re.IGNORECASE | re.MULTILINE,
+)
 _COMMENT_MARK = re.compile(rb"[()]|\\.", re.DOTALL)
 _COMMENT = re.compile(rb"\([^()]*\)")
 _NOISE = re.compile(rb"[^-a-z0-9.\x80-\xff]+")
@@ -148,21 +152,16 @@ def _comment_end(text: bytes) -> int | None:
 def forged(message: bytes, authserv_id: str) -> list[tuple[int, int]]:
     """Return the half-open spans (CRLF included) of fields that bear our name.
 
-    Beyond MAX_FIELDS any such field counts as one that does.  Remove them after verifying DKIM and before adding our own.
+    Beyond MAX_FIELDS any such field counts as one that does.  Remove them after
+    verifying DKIM and before adding our own.
     """
-    header = split_header(message)
-    spans = []
-    indexes = set(header.names.get(_FIELD_NAME, ()))
-    seen = 0
-    start = 0
-    for index, field in enumerate(header.fields):
-        end = start + len(field) + 2
-        if index in indexes:
-            seen += 1
-            if seen > MAX_FIELDS or bears(field.partition(b":")[2], authserv_id):
-                spans.append((start, min(end, len(message))))
-        start = end
-    return spans
+    end = 0 if message.startswith(b"\r\n") else message.find(b"\r\n\r\n") + 2
+    found = _FIELD.finditer(message, 0, len(message) if end == 1 else end)
+    return [
+        field.span()
+        for number, field in enumerate(found)
+        if number >= MAX_FIELDS or bears(field[1], authserv_id)
+    ]
 
 
 def without_forged(message: bytes, authserv_id: str) -> bytes:

@@ -192,6 +192,14 @@ def test_no_end_of_foreign_fields() -> None:
     assert without_forged(other * 20_000 + rest, ID) == other * 100 + rest
 
 
+def test_a_forged_field_behind_a_long_header() -> None:
+    ours = b"Authentication-Results: mx.example.org;\r\n\tspf=pass\r\n"
+    long = b"X: y\r\n" * 150_000
+    assert without_forged(long + ours + b"\r\n" + ours, ID) == long + b"\r\n" + ours
+    assert without_forged(long + ours, ID) == long
+    assert without_forged(b"\r\n" + ours, ID) == b"\r\n" + ours
+
+
 @hypothesis.given(st.binary(max_size=100))
 def test_any_bytes(value: bytes) -> None:
     bears(value, ID)
