@@ -133,6 +133,9 @@ class Channel(http.HTTPChannel):
     def allHeadersReceived(self) -> None:
         """Decide about the body before any of it is taken."""
         request: WebRequest = self.requests[-1]
+        if self._ambiguous(request):
+            self._respondToBadRequestAndDisconnect()
+            return
         request.begin(self._command, self._path)
         if self.length != 0:
             octets = request.limit if self.length is None else self.length
@@ -146,6 +149,16 @@ class Channel(http.HTTPChannel):
         self._body_due = 0.0
         self.timeOut = cast("Any", self.factory.settings.idle)
         super().allContentReceived()
+
+    def _ambiguous(self, request: WebRequest) -> bool:
+        """Say whether two programs may read the header block differently.
+
+        One Host (RFC 9112 section 3.2); transfer codings on one line.
+        """
+        hosts = request.requestHeaders.getRawHeaders(b"host", [])
+        codings = request.requestHeaders.getRawHeaders(b"transfer-encoding", [])
+        missing = not hosts and self._version == b"HTTP/1.1"
+        return missing or len(hosts) > 1 or len(codings) > 1
 
     def _send100Continue(self) -> None:
         if not self.refused:

@@ -128,6 +128,33 @@ async def test_keep_alive_and_no_version_of_ours(site):
     writer.close()
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (),
+        ("Host: a", "Host: b"),
+        ("Host: a", "Transfer-Encoding: chunked", "Transfer-Encoding: identity"),
+        ("Host: a", "Content-Length: 5", "Transfer-Encoding: chunked"),
+        ("Host: a", "Content-Length: 5", "Content-Length: 5"),
+    ],
+)
+def test_header_blocks_that_can_be_read_in_two_ways(lines):
+    """RFC 9112 sections 3.2, 6.1 and 6.3: refused, and nothing behind them read."""
+
+    @http()
+    async def ask(site):
+        reader, writer = await connect(site)
+        head = "\r\n".join(("POST /echo HTTP/1.1", *lines, "", ""))
+        writer.write(head.encode() + b"0\r\n\r\n" + request("GET", "/smuggled"))
+        status, _ = await read_head(reader)
+        assert status == 400
+        assert await reader.read() == b""
+        assert not site.heads
+        writer.close()
+
+    ask()
+
+
 @http()
 async def test_pipelined_requests_are_answered_in_order(site):
     reader, writer = await connect(site)
