@@ -88,7 +88,8 @@ class History:
     def syncs(self, answers: list[Answer]) -> float:
         """Return the number of syncs per message from the first to the last."""
         first, last = answers[0].moment, answers[-1].moment
-        found = [c for c in self.calls if c.name in {"fsync", "fdatasync"}]
+        ignores, names = self.medium().ignores, {"fsync", "fdatasync"}
+        found = [c for c in self.calls if c.name in names and not ignores(c.path)]
         between = [c for c in found if first < c.entry < last]
         return len(between) / (len(answers) - 1)
 
