@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import secrets
+import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mailserverd.cli import common
 from mailserverd.cli.selfsigned import self_signed
+from mailserverd.config import kinds
 from mailserverd.config.example import toml
 from mailserverd.core.errors import Kind, MailError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOCAL_PORTS = (
     # protocol, offset from --port-base, tls
@@ -75,12 +81,13 @@ def init(
     name = hostname or ("localhost" if port_base else _default_name(wanted))
     try:
         _refuse_existing(directory)
-        text = configuration(name, port_base)
+        text = configuration(_checked(name), port_base)
         if flags["dry_run"]:
             click.echo(text, nl=False)
             return
-        _write(directory, text, name)
-        made = asyncio.run(_fill(directory, wanted, accounts))
+        with _undone_on_error(directory):
+            _write(directory, text, name)
+            made = asyncio.run(_fill(directory, wanted, accounts))
     except MailError as error:
         common.fail(error, as_json=as_json)
     result = {
@@ -123,6 +130,14 @@ def _default_name(domains: list[str]) -> str:
     return f"mail.{domains[0]}"
 
 
+def _checked(hostname: str) -> str:
+    try:
+        checked: str = kinds.hostname.parse(hostname)
+    except ValueError as error:
+        raise MailError(Kind.INVALID, f"--hostname {hostname!r}: {error}") from None
+    return checked
+
+
 def _refuse_existing(directory: pathlib.Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise MailError(Kind.ALREADY_EXISTS, f"{directory} is not a directory")
@@ -130,6 +145,20 @@ def _refuse_existing(directory: pathlib.Path) -> None:
         raise MailError(
             Kind.ALREADY_EXISTS, f"{directory} is not empty: name a new directory"
         )
+
+
+@contextlib.contextmanager
+def _undone_on_error(directory: pathlib.Path) -> Iterator[None]:
+    """Leave nothing half made: only what was there (nothing) before."""
+    existed = directory.exists()
+    try:
+        yield
+    except BaseException:
+        for path in directory.iterdir() if directory.exists() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not existed:
+            directory.rmdir()
+        raise
 
 
 def _write(directory: pathlib.Path, text: str, hostname: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from protocols.jmap.services import Services
 
 MIN_PING, MAX_PING = 5, 3600  # seconds
-CHECK = 60.0  # seconds between looks whether the login still holds
+CHECK = 5.0  # seconds between looks whether the login still holds
 HEADERS = (
     ("Content-Type", "text/event-stream"),
     ("X-Accel-Buffering", "no"),
@@ -93,6 +93,8 @@ class _Source:
         while self._services.authenticator.still_valid(self._who):
             due = spoke + self._ping - loop.time() if self._ping else CHECK
             if await self._wait(min(max(due, 0), CHECK)):
+                if not self._services.authenticator.still_valid(self._who):
+                    return
                 yield self._state()
                 spoke = loop.time()
                 if self._once:
