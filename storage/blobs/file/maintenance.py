@@ -172,6 +172,8 @@ class Maintenance:
             raise MailError(Kind.INVALID, f"segment {segment} cannot be removed")
         path = self._layout.path
         self._files.rename(path(segment, SEALED), path(segment, GONE))
+        # Before its blocks go: a cut must not leave its old name with half of it.
+        self._files.sync_directory(self._layout.directory)
         self._reader.forget(segment)
         log.info("segment-removed", segment=segment)
 

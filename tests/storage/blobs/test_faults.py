@@ -18,7 +18,7 @@ from tests.lib.blobs import (
     read_some,
     segment_files,
 )
-from tests.lib.disk import FaultyFiles, Files, FlakyFiles
+from tests.lib.disk import FaultyFiles, Files, FlakyFiles, RecordingFiles
 
 # --- faults ---
 
@@ -230,3 +230,19 @@ def test_a_descriptor_is_closed_when_its_last_reader_has_done(tmp_path):
         assert os.pread(fd, 4, 64) == b"MREC"
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_a_removed_segment_is_renamed_for_good_before_its_blocks_go(tmp_path):
+    files = RecordingFiles()
+
+    async def run():
+        async with opened(tmp_path, files=files) as store:
+            for number in range(30):
+                await store.put(b"%d " % number * 300)
+            await store.remove_segment(1)
+
+    asyncio.run(run())
+    gone = next(op for op in files.log if op[0] == "rename" and ".gone" in op[2])
+    renamed = files.log.index(gone)
+    following = [op[0] for op in files.log[renamed : renamed + 3]]
+    assert following == ["rename", "sync-directory", "remove"]
