@@ -126,16 +126,12 @@ class Collector:
         for start in range(0, len(refs), CHUNK):
             chunk = refs[start : start + CHUNK]
             hashes = tuple(ref.hash for ref in chunk)
-            queued = await self._queue.live_blobs(hashes)  # before the shards
-            places = [
+            places = [await self._queue.live_blobs(hashes)]  # before the shards
+            places += [
                 await shard.read(units.placed_blobs, 0, hashes)
                 for shard in self._shards
             ]
-            needed += [
-                ref
-                for ref in chunk
-                if ref.hash in queued or any(_at(p, ref) for p in places)
-            ]
+            needed += [ref for ref in chunk if any(_at(p, ref) for p in places)]
         return needed
 
     async def _rewrite(self, refs: list[BlobRef]) -> None:

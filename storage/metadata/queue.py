@@ -165,8 +165,9 @@ class MailQueue:
         went (call again until none do)."""
         return await self._database.write(queue_admin.purge, 0, (before, limit))
 
-    async def live_blobs(self, hashes: Sequence[bytes]) -> frozenset[bytes]:
-        """Return those blobs that a queued message or an acceptance needs."""
+    async def live_blobs(self, hashes: Sequence[bytes]) -> dict[bytes, BlobRef]:
+        """Return where those blobs lie that a queued message or an acceptance
+        needs, by hash."""
         return await self._database.read(queue_admin.live_blobs, 0, tuple(hashes))
 
     async def list_blobs(self, after: bytes, limit: int = 500) -> tuple[BlobRef, ...]:

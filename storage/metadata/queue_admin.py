@@ -112,23 +112,14 @@ DELETE_BLOB = Sql(
         ~exists().where(A.hash == BLOB.c.hash),
     )
 )
-IS_LIVE = Sql(
-    select(
-        or_(
-            exists().where(M.hash == p("hash"), M.finished == 0),
-            exists().where(A.hash == p("hash"), A.open > 0),
-        )
-    )
+_LIVE = or_(
+    exists().where(M.hash == BLOB.c.hash, M.finished == 0),
+    exists().where(A.hash == BLOB.c.hash, A.open > 0),
 )
+LIVE_BLOB = Sql(select(*rows.BLOB_COLUMNS).where(BLOB.c.hash == p("hash"), _LIVE))
 LIVE_BLOBS = Sql(
     select(*rows.BLOB_COLUMNS)
-    .where(
-        BLOB.c.hash > p("after"),
-        or_(
-            exists().where(M.hash == BLOB.c.hash, M.finished == 0),
-            exists().where(A.hash == BLOB.c.hash, A.open > 0),
-        ),
-    )
+    .where(BLOB.c.hash > p("after"), _LIVE)
     .order_by(BLOB.c.hash)
     .limit(p("count"))
 )
@@ -262,14 +253,12 @@ def purge(tx: Tx, _account: int, args: tuple[int, int]) -> int:
     return len(messages) + len(accepted)
 
 
-def live_blobs(tx: Tx, _account: int, hashes: tuple[bytes, ...]) -> frozenset[bytes]:
-    """Return those blobs that the queue or an acceptance still needs."""
-    return frozenset(h for h in hashes if _is_live(tx, h))
-
-
-def _is_live(tx: Tx, blob_hash: bytes) -> bool:
-    row = tx.one(IS_LIVE, {"hash": blob_hash})
-    return row is not None and bool(row[0])
+def live_blobs(
+    tx: Tx, _account: int, hashes: tuple[bytes, ...]
+) -> dict[bytes, BlobRef]:
+    """Return where those blobs lie that the queue or an acceptance still needs."""
+    found = (tx.one(LIVE_BLOB, {"hash": one}) for one in hashes)
+    return {row[0]: BlobRef(*row) for row in found if row is not None}
 
 
 def list_blobs(tx: Tx, _account: int, args: tuple[bytes, int]) -> tuple[BlobRef, ...]:

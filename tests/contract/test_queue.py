@@ -353,16 +353,17 @@ def test_blobs_live_while_needed_then_purge_forgets(run: Scenario) -> None:
         parts = (TargetPart("shard:0", b""),)
         await queue.accept(Acceptance(b"B" * 16, two, b"", parts))
         hashes = [one.hash, two.hash, three.hash]
-        assert await queue.live_blobs(hashes) == {one.hash, two.hash}
+        assert await queue.live_blobs(hashes) == {one.hash: one, two.hash: two}
         moved = dataclasses.replace(one, segment=9)
         await queue.move_blobs([moved])
         (claim,) = await queue.claim()
         assert claim.message.blob == moved
         await queue.finish(claim, [Outcome(0, State.FAILED, notice=Notice.FAILED)])
-        assert one.hash in await queue.live_blobs(hashes)  # the report quotes it
+        live = await queue.live_blobs(hashes)
+        assert live[one.hash] == moved  # the report quotes it
         await queue.noticed(claim.queue_id, [0])
         await queue.applied(b"B" * 16, ["shard:0"])
-        assert await queue.live_blobs(hashes) == frozenset()
+        assert await queue.live_blobs(hashes) == {}
         clock.move(10)
         assert await queue.purge(int(clock.now())) == 2
         with pytest.raises(MailError):

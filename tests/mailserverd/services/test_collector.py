@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.types import Recipient
 from mailserverd.services.collector import Collector
 from storage.compaction import Policy
+from storage.queue import NewQueued
 from tests.lib.mailhost import MailHost, mail_host
 
 if TYPE_CHECKING:
@@ -94,6 +96,26 @@ def test_a_sparse_segment_is_packed_and_its_messages_move(
         assert done.removed == 1
         assert await host.mail(BOB) == kept
         assert await count(host) == 2  # the message, and the next segment's blob
+
+    run(tmp_path, work)
+
+
+def test_what_is_queued_moves_once(tmp_path: pathlib.Path) -> None:
+    """The old record of a queued message must not be packed again and again."""
+
+    async def work(host: MailHost) -> None:
+        ref = await host.blobs.put(message("to another server"))
+        for number in range(3):
+            await host.send(message(f"dropped {number}"), ALICE)
+        to = (Recipient("friend@example.com"),)
+        queued = await host.queue.enqueue(NewQueued(BOB, to, ref, expires=1 << 40))
+        await expunge(host, ALICE)
+        await seal(host)
+        assert (await collector(host).run()).rewritten == 1
+        done = await collector(host).run()
+        assert (done.rewritten, done.removed) == (0, 1)
+        place = (await host.queue.show(queued)).message.blob
+        assert await host.blobs.read(place) == message("to another server")
 
     run(tmp_path, work)
 
