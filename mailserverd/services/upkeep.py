@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 from mailserverd.core.errors import MailError
@@ -11,7 +12,7 @@ from storage.metadata import accounts, check, directory
 from storage.metadata import blobs as blob_units
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from auth.people.directory import Directory
     from storage.api import Database
@@ -62,11 +63,7 @@ class Upkeep:
             faults += [f"{address} (shard-{shard}): {line}" for line in found]
             progress({"accounts": records, "faults": len(faults)})
         held = await self._segments(progress)
-        for number, database in enumerate(self._shards.databases):
-            faults += [
-                f"shard-{number}: {line}" async for line in _rows(database, held)
-            ]
-        faults += [f"queue: {line}" async for line in self._queued(held)]
+        faults += [line async for line in self._missing(held)]
         return {
             "accounts": records,
             "emails": emails,
@@ -99,20 +96,44 @@ class Upkeep:
                 held.places.add((ref.hash, ref.segment, ref.offset))
         return held
 
-    async def _queued(self, held: Held) -> AsyncIterator[str]:
-        after = b""
-        while refs := await self._queue.list_blobs(after, PAGE):
-            after = refs[-1].hash
-            for line in held.look_up(refs):
-                yield line
+    async def _missing(self, held: Held) -> AsyncIterator[str]:
+        """Yield what is missing of the blobs that somebody needs."""
+        for number, database in enumerate(self._shards.databases):
+            async for refs in _pages(functools.partial(_rows, database)):
+                for ref in held.look_up(refs):
+                    if not await self._readable(ref):
+                        yield f"shard-{number}: {_lost(ref)}"
+        async for refs in _pages(self._queue.list_blobs):
+            for ref in held.look_up(refs):
+                if not await self._readable(ref):
+                    yield f"queue: {_lost(ref)}"
+
+    async def _readable(self, ref: BlobRef) -> bool:
+        """True for what arrived since the segments were read."""
+        try:
+            async for _ in self._blobs.stream(ref):
+                pass
+        except MailError:
+            return False
+        return True
 
 
-async def _rows(database: Database, held: Held) -> AsyncIterator[str]:
+async def _pages(
+    page: Callable[[bytes, int], Awaitable[tuple[BlobRef, ...]]],
+) -> AsyncIterator[tuple[BlobRef, ...]]:
     after = b""
-    while refs := await database.read(blob_units.list_blobs, 0, (after, PAGE)):
+    while refs := await page(after, PAGE):
         after = refs[-1].hash
-        for line in held.look_up(refs):
-            yield line
+        yield refs
+
+
+async def _rows(database: Database, after: bytes, limit: int) -> tuple[BlobRef, ...]:
+    return await database.read(blob_units.list_blobs, 0, (after, limit))
+
+
+def _lost(ref: BlobRef) -> str:
+    where = f"segment {ref.segment}, offset {ref.offset}"
+    return f"blob {ref.hash.hex()} is not at {where}"
 
 
 @dataclasses.dataclass(slots=True)
@@ -147,14 +168,10 @@ class Held:
     places: set[tuple[bytes, int, int]] = dataclasses.field(default_factory=set)
     damage: list[Hurt] = dataclasses.field(default_factory=list)
 
-    def look_up(self, refs: Sequence[BlobRef]) -> Iterator[str]:
-        """Yield what is missing of needed blobs; count those that are damaged."""
+    def look_up(self, refs: Sequence[BlobRef]) -> list[BlobRef]:
+        """Return those of needed blobs that are missing; count the damaged ones."""
         for ref in refs:
             for one in self.damage:
                 within = one.damage.offset <= ref.offset < one.damage.end
                 one.needed += within and one.segment == ref.segment
-            if (ref.hash, ref.segment, ref.offset) not in self.places:
-                yield (
-                    f"blob {ref.hash.hex()} is not at segment {ref.segment}, "
-                    f"offset {ref.offset}"
-                )
+        return [r for r in refs if (r.hash, r.segment, r.offset) not in self.places]

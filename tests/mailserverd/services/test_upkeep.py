@@ -86,3 +86,22 @@ def test_a_queued_message_without_its_record_is_a_fault(
 
     (fault,) = asyncio.run(run())["faults"]
     assert fault.startswith("queue: blob ")
+
+
+def test_what_arrives_after_its_segment_was_read_is_no_fault(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> dict[str, Any]:
+        async with mail_host(tmp_path) as host:
+            await delivered(host)
+            listed = host.blobs.list_blobs
+
+            async def slowly(segment: int) -> list[BlobRef]:
+                found = await listed(segment)
+                await host.send(MESSAGE + b"late", "bob@example.org")
+                return found
+
+            monkeypatch.setattr(host.blobs, "list_blobs", slowly)
+            return await check(host)
+
+    assert asyncio.run(run())["faults"] == []
