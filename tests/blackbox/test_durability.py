@@ -13,10 +13,12 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import json
 import os
 import random
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -409,6 +411,39 @@ def read_back(ours: Daemon, promises: list[Promise]) -> None:
     with clients.Jmap(ours.port(80), BOB, PASSWORD) as jmap:
         token = next(p.token for p in promises if BOB in p.to)
         assert len(jmap.ok("Email/query", filter={"text": token})["ids"]) == 1
+
+
+def test_a_power_cut_while_blobs_are_collected_loses_nothing(
+    history: History, tmp_path: pathlib.Path, rng: random.Random
+) -> None:
+    home, start, output = (tmp_path / name for name in ("home", "start", "trace"))
+    for copy in (home, start):
+        shutil.copytree(history.home, copy)
+        Daemon(copy, 0).override(instance.shards_of(copy), "40-shards.toml")
+    what = [sys.executable, "-m", "tests.lib.collect", str(home / "mailserverd.toml")]
+    done = subprocess.run(
+        [*trace.wrapper(output), *what],
+        check=True,
+        stdout=subprocess.PIPE,
+        cwd=daemon.ROOT,
+    )
+    kept = {tuple(key) for key in json.loads(done.stdout.splitlines()[-1])}
+    assert 50 < len(kept) < len(history.stored)
+    left = [
+        Answer(-1, dataclasses.replace(a.promise, to=to))
+        for a in history.answers
+        if (to := tuple(to for to in a.promise.to if (a.promise.token, to) in kept))
+        or a.promise.remote
+    ]
+    gone = [Answer(1 << 40, a.promise) for a in history.answers]
+    collected = dataclasses.replace(
+        history,
+        home=home,
+        start=start,
+        calls=list(trace.calls(output)),
+        answers=[*left, *gone],
+    )
+    cut_and_check(collected, "all" if CUTS == "all" else "16", tmp_path, rng)
 
 
 def test_what_init_made_survives_a_power_cut(tmp_path: pathlib.Path) -> None:
