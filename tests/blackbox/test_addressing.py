@@ -251,6 +251,19 @@ def test_nobody_relays_who_did_not_log_in(world: World, address: str) -> None:
         assert smtp.run(f"RCPT TO: {address}".encode())[0] >= 500
 
 
+def test_lmtp_relays_for_nobody(world: World) -> None:
+    """Trusted is who delivers there, but only for our own people (RFC 2033)."""
+    for start in range(0, len(RELAY), 10):
+        with Smtp(world.ours.port(24), greet=False) as lmtp:
+            assert lmtp.run("EHLO x.test")[0] == 500
+            lmtp.ok("LHLO x.test")
+            for address in RELAY[start : start + 10]:
+                lmtp.ok("MAIL FROM:<> SMTPUTF8")
+                code, text = lmtp.run(f"RCPT TO:<{address}>".encode())
+                assert 500 <= code < 560, (address, text)
+                lmtp.ok("RSET")
+
+
 def test_submission_is_for_those_who_logged_in(world: World) -> None:
     for port, tls in ((587, False), (465, True)):
         with Smtp(world.ours.port(port), tls=tls) as smtp:

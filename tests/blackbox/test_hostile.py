@@ -28,6 +28,7 @@ BASIC = base64.b64encode(f"{ALICE}:{PASSWORD}".encode())
 RNG = random.Random(20261121)
 # offset from the base: (protocol, TLS from the first octet)
 PORTS = {
+    24: ("smtp", False),
     25: ("smtp", False),
     587: ("smtp", False),
     465: ("smtp", True),
@@ -205,7 +206,7 @@ def test_plain_bytes_at_a_tls_port_get_nothing(
     check_alive(ours)
 
 
-@pytest.mark.parametrize("offset", [25, 587, 143, 80])
+@pytest.mark.parametrize("offset", [24, 25, 587, 143, 80])
 def test_mutated_dialogs(ours: daemon.Daemon, offset: int) -> None:
     protocol, _ = PORTS[offset]
     for seed in range(int(os.environ.get("HOSTILE_ROUNDS", "150"))):
