@@ -364,3 +364,98 @@ def test_uploads_that_broke_off_give_their_place_back(ours: daemon.Daemon) -> No
         while (status := jmap.upload(b"x" * 200_000)[0]) != 201:
             assert time.monotonic() < until, status
             time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def filled(ours: daemon.Daemon) -> daemon.Daemon:
+    """With 30 messages of 1 MB each in the Archive."""
+    body = (b"x" * 70 + b"\r\n") * 14_000
+    with Imap(ours.port(143), ALICE, PASSWORD) as imap:
+        for number in range(30):
+            raw = b"Subject: large %d\r\n\r\n" % number + body
+            assert imap.append(raw, "Archive").startswith(b"OK")
+    return ours
+
+
+def unread(port: int, first: bytes, size: int = 4096) -> socket.socket:
+    """Connect with a small window, send something, and read nothing."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    sock.connect(("127.0.0.1", port))
+    sock.sendall(first)
+    return sock
+
+
+def some(sock: socket.socket) -> bytes:
+    """Return the first octets that were sent to somebody."""
+    data = b""
+    while len(data) < 2000:
+        data += sock.recv(2000)
+    return data
+
+
+def test_memory_is_bounded_while_nobody_reads_large_answers(
+    filled: daemon.Daemon,
+) -> None:
+    """Each asks for 30 MB, ten times over."""
+    before = memory(filled)
+    with Jmap(filled.port(80), ALICE, PASSWORD) as jmap:
+        boxes = jmap.ok("Mailbox/get", ids=None)["list"]
+        (box,) = [box["id"] for box in boxes if box["role"] == "archive"]
+        ids = jmap.ok("Email/query", filter={"inMailbox": box})["ids"]
+        got = jmap.ok("Email/get", ids=ids, properties=["blobId"])["list"]
+        account = jmap.account
+    assert len(got) == 30
+    fetch = (
+        IMAP_LOGIN + b"a EXAMINE Archive\r\n" + b"b UID FETCH 1:* BODY.PEEK[]\r\n" * 10
+    )
+    downloads = b"".join(
+        f"GET /jmap/download/{account}/{email['blobId']}/x HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Basic {BASIC.decode()}\r\n\r\n".encode()
+        for email in got
+    )
+    clients = [unread(filled.port(143), fetch) for _ in range(20)]
+    clients += [unread(filled.port(80), downloads) for _ in range(20)]
+    try:
+        check_alive(filled)
+        until, most = time.monotonic() + 3, 0
+        while time.monotonic() < until:  # they go on as far as they can
+            most = max(most, memory(filled) - before)
+            check_alive(filled)
+        assert most < 80 * MB, most
+        assert b"FETCH (UID" in some(clients[0])
+        assert b"HTTP/1.1 200" in some(clients[-1])
+    finally:
+        for sock in clients:
+            sock.close()
+    check_alive(filled)
+
+
+def test_pushes_that_nobody_reads_do_not_pile_up(filled: daemon.Daemon) -> None:
+    """Idling IMAP sessions and event sources of clients that went to sleep."""
+    before = memory(filled)
+    idle = IMAP_LOGIN + b"a SELECT Drafts\r\nb IDLE\r\n"
+    events = (
+        b"GET /jmap/eventsource?types=*&closeafter=no&ping=0 HTTP/1.1\r\nHost: x\r\n"
+        b"Authorization: Basic " + BASIC + b"\r\n\r\n"
+    )
+    clients = [unread(filled.port(143), idle) for _ in range(30)]
+    clients += [unread(filled.port(80), events) for _ in range(30)]
+    try:
+        with Imap(filled.port(143), ALICE, PASSWORD) as imap:
+            for _ in range(10):
+                tags = [
+                    imap.begin(b"APPEND Drafts {15+}\r\nSubject: x\r\n\r\n\r\n")
+                    for _ in range(50)
+                ]
+                assert all(imap.finish(tag)[0].startswith(b"OK") for tag in tags)
+            imap.ok("SELECT Drafts")
+            for word in (b"+", b"-") * 5:
+                imap.ok(b"STORE 1:* " + word + b"FLAGS.SILENT (\\Flagged)")
+        assert memory(filled) - before < 40 * MB
+        check_alive(filled)
+        assert b"EXISTS" in some(clients[0])
+        assert b"HTTP/1.1 200" in clients[-1].recv(2000)
+    finally:
+        for sock in clients:
+            sock.close()
