@@ -163,6 +163,7 @@ def _undone_on_error(directory: pathlib.Path) -> Iterator[None]:
 
 def _write(directory: pathlib.Path, text: str, hostname: str) -> None:
     fresh = [path for path in directory.absolute().parents if not path.exists()]
+    os.umask(os.umask(0o077) | 0o022)  # whatever the shell hands down
     try:
         for path in (directory, directory / "data", directory / "tls"):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
