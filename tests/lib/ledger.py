@@ -80,8 +80,7 @@ class Ledger:
         for key, copies in found.items():
             faults += [f"{key}: {fault}" for fault in self._wrong(key, copies)]
         for key in [key for key in self.doubts if key in found or key in self.states]:
-            (copy,) = found.get(key, [None])
-            self.states[key] = copy and copy.state
+            self.states[key] = found[key][0].state if key in found else GONE
             del self.doubts[key]
         return faults
 

@@ -136,9 +136,8 @@ class Load:
         mine = [
             (key, state)
             for key in ledger.uids
-            if key[1] == account
-            and key not in ledger.doubts
-            and (state := ledger.states[key]) is not GONE
+            if key[1] == account and key not in ledger.doubts
+            if (state := ledger.states[key])
         ]
         if not mine:
             return

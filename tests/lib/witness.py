@@ -107,8 +107,11 @@ class Witness:
         said, _ = session.finish(tag)
         assert said.startswith(b"OK"), said
         ports, text = ports_of(session.socket), tag + b" " + said
-        changed = {"way": "store", "ports": ports, "text": text, "flagged": True}
-        return self._note(dataclasses.replace(promise, **changed))
+        return self._note(
+            dataclasses.replace(
+                promise, way="store", ports=ports, text=text, flagged=True
+            )
+        )
 
     def email_set(self, jmap: clients.Jmap, inbox: str, address: str) -> Promise:
         """Create a message by Email/set."""
