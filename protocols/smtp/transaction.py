@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeVar
 
-    from mailserverd.services.receive import Receipt
-
     from mailserverd.core.types import Recipient
+    from mailserverd.services.receive import Receipt
     from protocols.smtp.conn import Content
     from protocols.smtp.extension import MailParameters, RcptParameters
     from protocols.smtp.wire.reply import Reply
