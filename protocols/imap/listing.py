@@ -37,7 +37,10 @@ def parents(mailboxes: Iterable[Mailbox]) -> frozenset[int | None]:
 def attributes(
     mailbox: Mailbox, have_children: frozenset[int | None], *, subscribed: bool = False
 ) -> list[str]:
-    r"""Return the attributes of an existing mailbox; ``subscribed``: say if it is."""
+    r"""Return the attributes of an existing mailbox; ``subscribed``: say if it is.
+
+    Whether it has children is always told (RFC 3348).
+    """
     found = [
         "\\HasChildren" if mailbox.mailbox_id in have_children else "\\HasNoChildren"
     ]
