@@ -8,6 +8,7 @@ Connection-wide context (peer, session id) is bound inside the connection's task
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 from typing import Any, TextIO, cast
@@ -48,7 +49,20 @@ def configure(
         logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy(target))),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=logging.WARNING, stream=target, force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
+
+
+class _Libraries(logging.Handler):
+    """What libraries log by the standard library, as events like all others."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one event; never raises."""
+        try:
+            text, trace = record.getMessage(), record.exc_info
+            log = get_logger(record.name)
+            log.log(record.levelno, "library", text=text, exc_info=trace)
+        except Exception:
+            self.handleError(record)
 
 
 class _Lossy:
@@ -68,9 +82,12 @@ class _Lossy:
 
 
 def _dumps(event: dict[str, Any], **_: object) -> str:
-    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode(
-        errors="replace"
-    )
+    try:
+        return orjson.dumps(
+            event, default=repr, option=orjson.OPT_NON_STR_KEYS
+        ).decode()
+    except TypeError:  # a lone surrogate, an integer beyond 64 bits
+        return json.dumps(event, default=repr)
 
 
 def _redact(_logger: object, _name: str, event: Any) -> Any:
