@@ -55,6 +55,7 @@ class Channel(http.HTTPChannel):
         self.socket: WebSocket | None = None
         self._due = 0.0
         self._alarm: asyncio.TimerHandle | None = None
+        self._last: asyncio.TimerHandle | None = None  # when closing took too long
         self._body_due = 0.0
 
     def connectionMade(self) -> None:
@@ -102,7 +103,7 @@ class Channel(http.HTTPChannel):
     def timeoutConnection(self) -> None:
         """The client was too slow, or idle for too long."""
         self.loseConnection()
-        self.loop.call_later(ABORT, self.abort)
+        self._last = self._last or self.loop.call_later(ABORT, self.abort)
 
     # Reading.
 
@@ -249,4 +250,6 @@ class Channel(http.HTTPChannel):
             self.socket.connection_lost()
         super().connectionLost(reason)
         self._cancel_alarm()
+        if self._last is not None:
+            self._last.cancel()
         self.factory.closed(self)

@@ -392,3 +392,16 @@ def test_metrics_listener():
             await factory.shutdown(0.2)
 
     run_with_reactor(main)
+
+
+@http(idle=0.05)
+async def test_a_closed_connection_is_not_aborted_later(site):
+    """It would fail where the connection was half-open TLS."""
+    reader, writer = await connect(site)
+    (channel,) = site.factory._open
+    assert await reader.read() == b""
+    writer.close()
+    async with asyncio.timeout(5):
+        while site.factory._open:  # noqa: ASYNC110 - a condition of the server's
+            await asyncio.sleep(0.01)
+    assert channel._last.cancelled()
