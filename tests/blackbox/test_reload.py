@@ -186,6 +186,31 @@ def test_plain_text_passwords_can_be_switched_off(ours: daemon.Daemon) -> None:
         imap.ok("NOOP")
 
 
+def test_a_limit_per_client_is_in_force_for_new_connections(
+    ours: daemon.Daemon,
+) -> None:
+    """Those who are there may stay; for each kind of its own."""
+    with connections_that_stay(ours):  # two of each kind
+        write(ours, "[limits]\nconnections_per_address = 3\n")
+        assert reload(ours) == "reloaded"
+        with (
+            Smtp(ours.port(25)),
+            Smtp(ours.port(25)),
+            Imap(ours.port(143)),
+            Stream(ours.port(80)) as web,
+        ):
+            with Smtp(ours.port(25), greet=False) as one_too_many:
+                assert one_too_many.greeting[0] == 421
+            with Imap(ours.port(143)) as one_too_many:
+                assert one_too_many.greeting.startswith(b"* BYE [UNAVAILABLE]")
+            with Stream(ours.port(80)) as one_too_many:
+                assert one_too_many.rest() == b""
+            web.send(b"GET / HTTP/1.0\r\n\r\n")
+            assert web.rest().startswith(b"HTTP/1.1 404")
+    with Smtp(ours.port(25)) as smtp:
+        assert smtp.message(MESSAGE, ALICE)[0] == 250
+
+
 # --- listeners -----------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -12,7 +13,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,14 +27,43 @@ OFFSETS = (24, 25, 587, 465, 143, 993, 80, 443, 9090)
 START_LIMIT = 30.0
 
 
+RESERVED = pathlib.Path(tempfile.gettempdir()) / "mailserverd-test-ports"
+_locks: dict[int, list[int]] = {}  # by base
+
+
 def free_base() -> int:
-    """Return a port base of which every port in use here is free."""
+    """Return a port base of which every port in use here is free, and reserve them.
+
+    Test runs beside this one respect the reservation until ``release`` or our end.
+    """
     for _ in range(200):
         # all below 32768, where the ports of outgoing connections begin
         base = random.randrange(10000, 23600, 7)
-        if all(_free(base + offset) for offset in OFFSETS):
-            return base
+        if _reserve(base):
+            if all(_free(base + offset) for offset in OFFSETS):
+                return base
+            release(base)
     raise RuntimeError("no free ports")
+
+
+def _reserve(base: int) -> bool:
+    RESERVED.mkdir(exist_ok=True)
+    _locks[base] = []
+    for offset in OFFSETS:
+        path = RESERVED / str(base + offset)
+        _locks[base].append(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        try:
+            fcntl.flock(_locks[base][-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            release(base)
+            return False
+    return True
+
+
+def release(base: int) -> None:
+    """Let others have the ports."""
+    for descriptor in _locks.pop(base, ()):
+        os.close(descriptor)
 
 
 def _free(port: int) -> bool:
@@ -174,7 +206,9 @@ def make(
         timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    return Daemon(home, base)
+    made = Daemon(home, base)
+    weakref.finalize(made, release, base)
+    return made
 
 
 @contextlib.contextmanager
