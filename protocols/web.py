@@ -96,6 +96,7 @@ class Response:
     length: int | None = None  # of the stream, when known
     subprotocol: str = ""
     upgrade: Callable[[Socket], SocketSession] | None = None
+    done: Callable[[], None] | None = None  # called once it was sent, or cannot be
 
 
 Release = Callable[[], None]

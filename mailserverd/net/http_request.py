@@ -175,11 +175,14 @@ class WebRequest(http.Request):
             spawn(self._serve(), name="http-request")
 
     async def _serve(self) -> None:
+        response: Response | None = None
         try:
             response = await self._answer()
             if response is not None and self.channel is not None:
                 await self._respond(response)
         finally:
+            if response is not None and response.done is not None:
+                response.done()
             self._cleanup_body()
 
     async def _answer(self) -> Response | None:

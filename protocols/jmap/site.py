@@ -134,14 +134,18 @@ class JmapSite:
             raise not_json("the content type must be application/json")
         if not await self._requests.enter_soon(who.account):
             raise limit("maxConcurrentRequests", "too many requests at once", 429)
+        leave = functools.partial(self._requests.leave, who.account)
         try:
             data = body.data
             if body.file is not None:
                 data = await self._services.offload(body.read)
             response = await self.api.run(who, await self.api.parse(data))
-        finally:
-            self._requests.leave(who.account)
-        return Response(200, replies.JSON, ijson.dumps(response))
+            answer = ijson.dumps(response)
+        except BaseException:
+            leave()
+            raise
+        # who does not read has so many answers waiting, and no more
+        return Response(200, replies.JSON, answer, done=leave)
 
     async def _socket(self, head: Head, _: Body, who: Principal) -> Response:
         """RFC 8887 section 4.2: the subprotocol is ``jmap``, the origin known."""

@@ -42,6 +42,7 @@ class JmapSocket:
         self._principal = principal
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
+        self._reads = asyncio.Event()
         self._socket: Socket | None = None
         self._watch: Watch | None = None
 
@@ -70,6 +71,7 @@ class JmapSocket:
 
     def writable(self) -> None:
         """The client reads again: tell it what it missed."""
+        self._reads.set()
         if self._watch is not None:
             self._watch.wake()
 
@@ -80,6 +82,7 @@ class JmapSocket:
     def closed(self) -> None:
         """The connection is gone; requests under way run to their end."""
         self._socket = None
+        self._reads.set()
         log.info("websocket-closed", user=self._principal.address)
         if self._watch is not None:
             self._watch.stop()
@@ -116,10 +119,20 @@ class JmapSocket:
     async def _run(self, request_id: str | None, body: dict[str, Any]) -> None:
         async with self._gate.waiting(self._principal.account):
             response = await self._api.run(self._principal, body)
-        head: dict[str, Any] = {"@type": "Response"}
-        if request_id is not None:
-            head["requestId"] = request_id
-        self._send({**head, **response})
+            head: dict[str, Any] = {"@type": "Response"}
+            if request_id is not None:
+                head["requestId"] = request_id
+            self._send({**head, **response})
+            await self._taken()
+
+    async def _taken(self) -> None:
+        """Wait until the client has read what it was sent, or is gone.
+
+        Who does not read has so many answers waiting as may run, and no more.
+        """
+        while self._socket is not None and not self._socket.writable:
+            self._reads.clear()
+            await self._reads.wait()
 
     async def _enable(self, enable: request.PushEnable) -> None:
         """RFC 8887 section 4.3.5.2; unknown types are none of ours: never pushed."""

@@ -64,7 +64,10 @@ class Jmap:
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
         place, _, query = path.partition("?")
         head = Head(method, place, query, given, peer="127.0.0.1", secure=True)
-        return await self.site.handle(head, Body(body, None, len(body)))
+        answer = await self.site.handle(head, Body(body, None, len(body)))
+        if answer.done is not None:
+            answer.done()
+        return answer
 
     async def post(self, document: Any, **more: Any) -> dict[str, Any]:
         """Send a Request as it stands; returns the Response."""

@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import functools
 import json
+from typing import TYPE_CHECKING
 
 from mailserverd.net.http import HttpFactory
 from protocols.jmap.services import Settings
 from tests.lib.jmap import USING, basic, jmap
 from tests.lib.reactor import listen, run_with_reactor
 from tests.lib.ws import WebSocketClient
+
+if TYPE_CHECKING:
+    from mailserverd.net.websocket import WebSocket
 
 MUCH = 30_000_000  # octets: more than all buffers of both kernels
 
@@ -40,6 +44,16 @@ def with_socket(test):
 
     del run.__wrapped__
     return run
+
+
+BIG = ["Core/echo", {"a": "x" * 3_000_000}, "c"]
+
+
+def factory_socket(factory: HttpFactory) -> WebSocket:
+    """Return the server's side of the only connection."""
+    (channel,) = factory._open
+    assert channel.socket is not None
+    return channel.socket
 
 
 def frame(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
@@ -86,3 +100,47 @@ async def test_a_message_of_endless_empty_frames(ws, factory):
     with contextlib.suppress(asyncio.IncompleteReadError):
         await ws.event()
     assert len(channel.socket._text) == 1
+
+
+@with_socket
+async def test_answers_nobody_reads_take_the_places_of_others(ws, factory):
+    """As many as may run at once, over all connections of an account."""
+    gate = factory.app._requests
+    ws.writer.transport.pause_reading()
+    text = json.dumps({"@type": "Request", "using": USING, "methodCalls": [BIG]})
+    for _ in range(gate.size + 5):
+        ws.send(text)
+    async with asyncio.timeout(10):
+        while factory_socket(factory).writable or not gate._inside:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert sum(gate._inside.values()) >= 1
+    ws.writer.transport.resume_reading()
+    for _ in range(gate.size + 5):
+        assert (await ws.receive())["@type"] == "Response"
+    async with asyncio.timeout(10):
+        while gate._inside:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@with_socket
+async def test_http_answers_nobody_reads_keep_their_places(ws, factory):
+    """Until they are read, or the client is gone: neither more, nor for ever."""
+    gate = factory.app._requests
+    body = json.dumps({"using": USING, "methodCalls": [BIG]}).encode()
+    head = (
+        "POST /jmap/api HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Authorization: {basic()}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    host, port = ws.writer.get_extra_info("peername")
+    writers = []
+    for _ in range(gate.size + 3):
+        _, writer = await asyncio.open_connection(host, port, limit=1000)
+        writer.write(head.encode() + body)
+        writers.append(writer)
+    async with asyncio.timeout(10):
+        while sum(gate._inside.values()) < gate.size:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for writer in writers:
+            writer.transport.abort()
+        while gate._inside:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
