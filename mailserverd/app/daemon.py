@@ -163,9 +163,10 @@ class Daemon:
         self._tasks.append(asyncio.create_task(_lasting(name, work), name=name))
 
     async def _watch_certificates(self) -> None:
-        while self._fronts.certificates is not None:
+        while True:
             await asyncio.sleep(CERTIFICATE_POLL)
-            self._fronts.certificates.reload_if_changed()
+            if self._fronts.certificates is not None:  # a reload may bring them
+                self._fronts.certificates.reload_if_changed()
 
 
 def _collect_less() -> None:

@@ -17,6 +17,7 @@ from tests.lib import daemon
 from tests.lib.clients import Imap, Jmap, Smtp, Stream, unverified
 
 if TYPE_CHECKING:
+    import pathlib
     import ssl
     from collections.abc import Callable, Iterator
 
@@ -389,3 +390,26 @@ def shown_to(port: int, name: str) -> bytes:
         context.wrap_socket(plain, server_hostname=name) as secure,
     ):
         return secure.getpeercert(binary_form=True) or b""
+
+
+def test_tls_can_be_added_to_a_daemon_that_had_none(
+    tmp_path: pathlib.Path,
+) -> None:
+    """And taken away again, with the certificates."""
+    ours = daemon.make(tmp_path / "ours", f"{ALICE}:{PASSWORD}")
+    text = (ours.home / "mailserverd.toml").read_text()
+    plain = text.replace('tls = "starttls"', 'tls = "none"')
+    plain = re.sub(r'\[\[listener\]\]\n.*\n.*\ntls = "implicit"\n', "", plain)
+    plain = re.sub(r"\[\[certificate\]\]\n.*\n.*\n", "", plain)
+    (ours.home / "mailserverd.toml").write_text(plain)
+    ours.override(NO_POLICY)
+    with daemon.running(ours):
+        for tls in (False, True, False, True):
+            (ours.home / "mailserverd.toml").write_text(text if tls else plain)
+            assert reload(ours) == "reloaded"
+            with Imap(ours.port(143)) as imap, Smtp(ours.port(25), greet=False) as smtp:
+                assert (b"STARTTLS" in b" ".join(imap.ok("CAPABILITY"))) is tls
+                assert ("STARTTLS" in smtp.ok("EHLO x.test")) is tls
+            assert refuses(ours.port(993)) is not tls
+        assert len(set(served(ours).values())) == 1
+    assert "Traceback" not in ours.log()
