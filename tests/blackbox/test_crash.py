@@ -1,6 +1,6 @@
 """kill -9 under load: what was answered holds, once and byte for byte.
 
-CRASH_ROUNDS is the number of crashes (30).  Every fifteenth time everything is read
+CRASH_ROUNDS is the number of crashes (30).  After every fifteenth everything is read
 back over IMAP, the queue runs empty, and ``storage check`` looks at the rest.
 """
 
