@@ -40,6 +40,7 @@ MODULES = (
     "threads",
 )
 KNOWN = {  # what may scan or sort, and why
+    "blobs.DROP_KEPT": "uploads of one day, and only when an account has too many",
     "messages.CHANGED": "what changed is told by uid",
     "messages.VANISHED": "tombstones are kept by modseq, told by uid",
     "threads.EMAILS": "a handful of emails each",
