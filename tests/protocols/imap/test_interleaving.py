@@ -114,7 +114,14 @@ class Player:
                 known_flags = self.flags.pop(uid, b"").replace(b"\\Flagged", b"")
                 if known_flags:
                     self.flags[uid] = known_flags
+        before = dict(self.flags)
         await self.run(filled, expunge=expunge)
+        if "SILENT" in command:
+            # What others changed may be told before or after the silent change took
+            # place; the protocol does not say which (RFC 9051 section 6.4.6).
+            for uid in uids:
+                if self.flags.get(uid) is not before.get(uid):
+                    self.flags.pop(uid, None)
 
     async def play(self, steps: int) -> None:
         for _ in range(steps):
