@@ -84,14 +84,17 @@ def _checked(local: str, domain: str, foreign: bool) -> str:
 
 
 def _local(text: str) -> str:
-    if not text.isascii() and not all(map(_printable, text)):
-        raise AddressError("local part has control characters")
+    if not text.isascii():
+        if not all(map(_printable, text)):
+            raise AddressError("local part has control characters")
+        # First, since U+037E, the Greek question mark, becomes a semicolon.
+        text = unicodedata.normalize("NFC", text)
     if _DOT_STRING.fullmatch(text):
-        return unicodedata.normalize("NFC", text)
+        return text
     quoted = _QUOTED.fullmatch(text)
     if quoted is None:
         raise AddressError("local part is malformed")
-    return quote_local(unicodedata.normalize("NFC", _PAIR.sub(r"\1", quoted[1])))
+    return quote_local(_PAIR.sub(r"\1", quoted[1]))
 
 
 def _printable(char: str) -> bool:
@@ -125,12 +128,14 @@ def _domain(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """RFC 5321 section 4.1.3; only the two kinds that exist."""
+    """RFC 5321 section 4.1.3; only its two kinds, and no zone of one host."""
     try:
+        if "%" in text:
+            raise AddressError("address literal has a zone")
         if text[:5].lower() == "ipv6:":
             return f"[IPv6:{ipaddress.IPv6Address(text[5:]).compressed}]"
         return f"[{ipaddress.IPv4Address(text)}]"
-    except ValueError:
+    except ipaddress.AddressValueError:
         raise AddressError("address literal is malformed") from None
 
 

@@ -49,6 +49,9 @@ def test_characters_beyond_ascii_need_smtputf8() -> None:
     assert parse("u\u0308@x.example", smtputf8=True) == "ü@x.example"
     with pytest.raises(AddressError):
         parse("a\u0085b@x.example", smtputf8=True)
+    with pytest.raises(AddressError):  # a semicolon, once it is normalised
+        parse("\u037eb@x.example", smtputf8=True)
+    assert parse('"\u037eb"@x.example', smtputf8=True) == '";b"@x.example'
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,8 @@ def test_characters_beyond_ascii_need_smtputf8() -> None:
         "joe@[192.0.2.300]",
         "joe@[example]",
         "joe@[IPv6:x]",
+        "joe@[IPv6:2001:db8::%1@]",
+        "joe@[IPv6:fe80::1%eth0]",
         "joe\r\n@example.org",
         "joe@example.org\n",
         "joe\x00@example.org",
