@@ -18,6 +18,7 @@ from zope.interface import implementer
 from mailserverd.core import metrics
 from mailserverd.core.log import get_logger
 from mailserverd.net.bridge import spawn
+from mailserverd.net.websocket import handshake_fault
 from protocols.web import IN_MEMORY, Body, Head, Response
 
 if TYPE_CHECKING:
@@ -204,8 +205,11 @@ class WebRequest(http.Request):
     async def _respond(self, response: Response) -> None:
         front: Channel = self.channel
         if response.upgrade is not None:
-            front.upgrade(self.head, response)
-            return
+            refusal = handshake_fault(self.head)
+            if refusal is None:
+                front.upgrade(self.head, response)
+                return
+            response = refusal
         self._log_line(response)
         if response.stream is None and len(response.body) <= IN_MEMORY:
             body = b"" if self.method == b"HEAD" else response.body

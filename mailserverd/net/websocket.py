@@ -12,6 +12,7 @@ import binascii
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from twisted.internet.interfaces import IPushProducer
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import (
@@ -26,18 +27,20 @@ from zope.interface import implementer
 from mailserverd.core import metrics
 from mailserverd.core.log import get_logger
 from mailserverd.net.bridge import spawn
+from protocols.web import Response
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable
 
-    from protocols.web import Socket, SocketSession
+    from protocols.web import Head, Socket, SocketSession
 
 log = get_logger("websocket")
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 PING_EVERY = 45.0  # seconds; a peer silent for two pings is gone
 STUCK = 60.0  # seconds that a client may leave its data unread
 KEY_LENGTH = 16
+VERSION = "13"
 TOO_BIG, UNSUPPORTED, POLICY = 1009, 1003, 1008
 
 
@@ -47,8 +50,33 @@ def accept_key(key: str) -> str:
     return base64.b64encode(digest.digest()).decode()
 
 
-def valid_key(key: str) -> bool:
-    """Say whether a key is 16 octets in base64 (RFC 6455 section 4.1)."""
+def handshake_fault(head: Head) -> Response | None:
+    """Return the refusal of a faulty opening handshake (RFC 6455 section 4.2.1).
+
+    That it asks for a WebSocket at all is known already.
+    """
+    if head.header("sec-websocket-version") != VERSION:
+        offer = (
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Version", VERSION),
+        )
+        return _refusal(426, "the WebSocket version must be 13", *offer)
+    connection = head.header("connection").lower().replace(" ", "").split(",")
+    if "upgrade" not in connection:
+        return _refusal(400, "the Connection header must say upgrade")
+    if not _valid_key(head.header("sec-websocket-key")):
+        return _refusal(400, "Sec-WebSocket-Key must be 16 octets in base64")
+    return None
+
+
+def _refusal(status: int, detail: str, *headers: tuple[str, str]) -> Response:
+    body = {"type": "about:blank", "status": status, "detail": detail}
+    kind = ("Content-Type", "application/problem+json")
+    return Response(status, (kind, *headers), orjson.dumps(body))
+
+
+def _valid_key(key: str) -> bool:
     try:
         return len(base64.b64decode(key, validate=True)) == KEY_LENGTH
     except (binascii.Error, ValueError):

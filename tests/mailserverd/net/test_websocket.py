@@ -327,3 +327,48 @@ async def test_using_must_name_the_capability(place):
     ws.send(request(call, id="2", using=[MAIL]))
     assert (await ws.receive())["methodResponses"][0][0] == "Mailbox/get"
     await ws.close()
+
+
+GOOD = {
+    "Upgrade": "websocket",
+    "Connection": "keep-alive, Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Protocol": "jmap",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "status"),
+    [
+        ({}, 101),
+        ({"Sec-WebSocket-Version": "8"}, 426),
+        ({"Sec-WebSocket-Version": ""}, 426),
+        ({"Connection": "keep-alive"}, 400),
+        ({"Sec-WebSocket-Key": ""}, 400),
+        ({"Sec-WebSocket-Key": "c2hvcnQ="}, 400),
+        ({"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ"}, 400),
+    ],
+)
+def test_the_opening_handshake_must_be_sound(tmp_path, changed, status):
+    """RFC 6455 section 4.2.1; a refusal leaves an HTTP connection that goes on."""
+
+    @socket()
+    async def test(place):
+        headers = {"Host": "x.test", "Authorization": basic()} | GOOD | changed
+        lines = [f"{name}: {value}" for name, value in headers.items() if value]
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
+        writer.write("\r\n".join(["GET /jmap/ws HTTP/1.1", *lines, "", ""]).encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        assert head.startswith(f"HTTP/1.1 {status} ")
+        if status == 101:
+            assert "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
+        else:
+            assert ("Sec-WebSocket-Version: 13" in head) is (status == 426)
+            length = int(head.partition("Content-Length: ")[2].split()[0])
+            assert json.loads(await reader.readexactly(length))["status"] == status
+            writer.write(b"GET /nothing HTTP/1.1\r\nHost: x.test\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+        writer.close()
+
+    test(tmp_path)
