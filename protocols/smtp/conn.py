@@ -40,16 +40,16 @@ TRANSITIONS: dict[State, dict[str, State]] = {
     State.CHUNKS: {**_GREETINGS, "RSET": State.READY, "BDAT": State.CHUNKS},
 }
 _ORDERED = frozenset().union(*TRANSITIONS.values())
-_WRONG: dict[tuple[State, str], tuple[int, str]] = {
-    (State.START, "*"): (503, "Send EHLO first"),
-    (State.READY, "RCPT"): (503, "Need MAIL before RCPT"),
-    (State.READY, "DATA"): (503, "Need RCPT before DATA"),
-    (State.READY, "BDAT"): (503, "Need RCPT before BDAT"),
-    (State.MAIL, "MAIL"): (503, "Nested MAIL command"),
-    (State.MAIL, "DATA"): (554, "No valid recipients"),
-    (State.MAIL, "BDAT"): (554, "No valid recipients"),
-    (State.RCPT, "MAIL"): (503, "Nested MAIL command"),
-    (State.CHUNKS, "DATA"): (503, "DATA cannot follow BDAT"),
+_WRONG: dict[tuple[State, str], str] = {
+    (State.START, "*"): "Send EHLO first",
+    (State.READY, "RCPT"): "Need MAIL before RCPT",
+    (State.READY, "DATA"): "Need RCPT before DATA",
+    (State.READY, "BDAT"): "Need RCPT before BDAT",
+    (State.MAIL, "MAIL"): "Nested MAIL command",
+    (State.MAIL, "DATA"): "No valid recipients",
+    (State.MAIL, "BDAT"): "No valid recipients",
+    (State.RCPT, "MAIL"): "Nested MAIL command",
+    (State.CHUNKS, "DATA"): "DATA cannot follow BDAT",
 }
 
 
@@ -113,11 +113,14 @@ class ServerConnection:
     # --- the order of commands ------------------------------------------------
 
     def check(self, verb: str) -> None:
-        """Raise CommandError (503, 554) when ``verb`` may not come now."""
+        """Raise CommandError when ``verb`` may not come now.
+
+        503 also where all recipients were refused: RFC 5321 section 3.3 allows it, and
+        RFC 2033 section 4.2 asks for it.
+        """
         if verb in _ORDERED and verb not in TRANSITIONS[self.state]:
-            wrong = _WRONG.get((self.state, verb)) or _WRONG.get((self.state, "*"))
-            code, text = wrong or (503, "Bad sequence of commands")
-            raise CommandError(code, "5.5.1", text)
+            text = _WRONG.get((self.state, verb)) or _WRONG.get((self.state, "*"))
+            raise CommandError(503, "5.5.1", text or "Bad sequence of commands")
 
     def advance(self, verb: str) -> None:
         """Note that ``verb`` succeeded."""
@@ -127,7 +130,6 @@ class ServerConnection:
         """Note that a message ended, well or not."""
         if self.state is not State.START:
             self.state = State.READY
-        self._after_cr = False
 
     def start_tls(self) -> None:
         """Forget all the client said before TLS (RFC 3207 section 4.2)."""
@@ -142,8 +144,13 @@ class ServerConnection:
         self._reader = DataReader()
 
     def start_chunk(self, size: int) -> None:
-        """Read what follows as ``size`` octets of a BDAT."""
-        self._reader = ChunkReader(size, after_cr=self._after_cr)
+        """Read what follows as ``size`` octets of a BDAT.
+
+        A CR at the end of a chunk counts only within its message: not after RSET, and
+        not when the chunk was read over.
+        """
+        after_cr = self._after_cr and self.state is State.CHUNKS
+        self._reader = ChunkReader(size, after_cr=after_cr)
 
     def _next_content(self, reader: DataReader | ChunkReader) -> Content | None:
         octets = self._take_all()

@@ -20,7 +20,7 @@ STORED = {
     "mx_delivery": ["one"],
     "mx_pipelining": ["p1", "p2"],
     "mx_longline": ["long line"],
-    "mx_bdat": ["bdat1", "bdat2"],
+    "mx_bdat": ["bdat1", "bdat2", "bdat3"],
     "mx_starttls": ["over tls"],
     "lmtp_delivery": ["lmtp"],
 }
