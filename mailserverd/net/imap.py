@@ -1,15 +1,5 @@
 """IMAP on Twisted: bytes, back-pressure, TLS, limits and shutdown; no grammar.
 
-The lead's wiring::
-
-    server = ImapServer(ImapServices(mailboxes=..., messages=..., search=...,
-        receive=..., authenticator=..., changes=..., clock=..., offload=...,
-        settings=ImapSettings(plaintext_auth=..., max_message_size=...,
-            connections=..., connections_per_address=...)))
-    factory = server.factory()              # implicit TLS, or none: for listen_twisted
-    factory = server.factory(certificates)  # STARTTLS is offered
-    await server.shutdown(seconds)          # BYE to all, running commands end
-
 TLS from the first octet is noticed on the transport itself.
 """
 
@@ -28,13 +18,12 @@ from mailserverd.core import metrics
 from mailserverd.core.log import get_logger
 from mailserverd.net.bridge import spawn
 from protocols.imap.server import Server
-from protocols.imap.services import ImapServices, ImapSettings
 
 if TYPE_CHECKING:
     from mailserverd.net.tls import Certificates
+    from protocols.imap.services import ImapServices, ImapSettings
     from protocols.imap.session import Session
 
-__all__ = ["ImapFactory", "ImapServer", "ImapServices", "ImapSettings"]
 log = get_logger("imap")
 CONNECTIONS = metrics.CONNECTIONS.labels("imap")
 ABORT = 15.0  # seconds that a closed connection may take to flush
