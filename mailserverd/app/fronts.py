@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mailserverd.core.log import get_logger
 from mailserverd.net import listeners
-from mailserverd.net.http import FrontSettings, HttpFactory, MetricsSite
+from mailserverd.net.http import HttpFactory
+from mailserverd.net.http_channel import FrontSettings
+from mailserverd.net.http_metrics import MetricsSite
 from mailserverd.net.imap import ImapServer
 from mailserverd.net.listeners import ListenError
 from mailserverd.net.tls import CertificateError, Certificates, Pair

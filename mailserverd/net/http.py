@@ -1,16 +1,5 @@
 """HTTP/1.1 on twisted.web: the wire, its limits and back-pressure; no routes.
 
-The lead's two lines::
-
-    site = JmapSite(HttpServices(mailboxes=..., messages=..., search=...,
-        identities=..., submissions=..., receive=..., submission=...,
-        authenticator=..., directory=..., changes=..., offload=..., clock=...,
-        settings=HttpSettings(public_url=..., plaintext_auth=..., allowed_origins=...)))
-    factory = HttpFactory(site, FrontSettings(spool_dir=...))   # for listen_twisted
-
-``HttpFactory(MetricsSite({"storage": check}))`` is the metrics listener: ``/healthz``,
-``/readyz``, ``/metrics``.  ``await factory.shutdown(seconds)`` lets requests end.
-
 What twisted.web does otherwise is replaced where it matters: a body is limited before
 it is read and spooled to a file beyond 256 KiB, header block and body have deadlines
 that trickling octets do not extend, an answer is one write (or a stream with
@@ -28,23 +17,12 @@ from twisted.internet import protocol
 from mailserverd.core import metrics
 from mailserverd.core.log import get_logger
 from mailserverd.net.http_channel import Channel, FrontSettings
-from mailserverd.net.http_metrics import MetricsSite
-from protocols.jmap.services import Services as HttpServices
-from protocols.jmap.services import Settings as HttpSettings
-from protocols.jmap.site import JmapSite
 
 if TYPE_CHECKING:
     from protocols.web import Application
 
-__all__ = [
-    "FrontSettings",
-    "HttpFactory",
-    "HttpServices",
-    "HttpSettings",
-    "JmapSite",
-    "MetricsSite",
-]
 log = get_logger("http")
+CONNECTIONS = metrics.CONNECTIONS.labels("http")
 
 
 class HttpFactory(protocol.ServerFactory):
@@ -74,7 +52,7 @@ class HttpFactory(protocol.ServerFactory):
         """Count a connection; False when it is one too many."""
         self._open.add(channel)
         count = self._peers[channel.peer] = self._peers.get(channel.peer, 0) + 1
-        metrics.CONNECTIONS.labels("http").set(len(self._open))
+        CONNECTIONS.inc()
         each = self.settings.connections_per_address
         if len(self._open) > self.settings.connections or 0 < each < count:
             log.warning("too-many-connections", peer=channel.peer)
@@ -93,7 +71,7 @@ class HttpFactory(protocol.ServerFactory):
             self._peers[channel.peer] = left
         else:
             del self._peers[channel.peer]
-        metrics.CONNECTIONS.labels("http").set(len(self._open))
+        CONNECTIONS.dec()
 
     async def shutdown(self, seconds: float) -> None:
         """Let open requests end, close WebSockets (1001) and idle connections."""

@@ -10,7 +10,10 @@ import os
 
 import pytest
 
-from mailserverd.net.http import FrontSettings, HttpFactory, MetricsSite
+from mailserverd.core.metrics import render
+from mailserverd.net.http import CONNECTIONS, HttpFactory
+from mailserverd.net.http_channel import FrontSettings
+from mailserverd.net.http_metrics import MetricsSite
 from protocols.web import Response
 from tests.lib.reactor import listen, run_with_reactor
 
@@ -65,7 +68,7 @@ def http(**settings):
             async def main(reactor):
                 site = Site()
                 factory = HttpFactory(site, FrontSettings(**settings))
-                site.factory = factory
+                site.factory, site.reactor = factory, reactor
                 site.port, listening = listen(reactor, factory)
                 try:
                     async with asyncio.timeout(20):
@@ -405,3 +408,27 @@ async def test_a_closed_connection_is_not_aborted_later(site):
         while site.factory._open:  # noqa: ASYNC110 - a condition of the server's
             await asyncio.sleep(0.01)
     assert channel._last.cancelled()
+
+
+@http()
+async def test_connections_are_counted_over_all_listeners(site):
+    """A second listener's (the metrics') once stood for all of them."""
+
+    async def shown(count):
+        async with asyncio.timeout(5):
+            line = f'mailserverd_connections{{protocol="http"}} {count}.0'.encode()
+            while line not in render():  # noqa: ASYNC110 - a condition of the server's
+                await asyncio.sleep(0.01)
+
+    other = HttpFactory(MetricsSite({}))
+    before = int(CONNECTIONS._value.get())
+    port, listening = listen(site.reactor, other)
+    _, first = await connect(site)
+    await shown(before + 1)
+    _, second = await asyncio.open_connection("127.0.0.1", port)
+    await shown(before + 2)
+    first.close()
+    await shown(before + 1)
+    second.close()
+    await shown(before)
+    await listening.stopListening().asFuture(asyncio.get_event_loop())
