@@ -56,6 +56,7 @@ class Session(Frame):
         super().__init__(server.settings.hostname)
         self.server = server
         self.settings = server.settings
+        self._lmtp = server.kind is Kind.LMTP
         self.helo = ""
         self.extended = False
         self.principal: Principal | None = None
@@ -71,7 +72,7 @@ class Session(Frame):
         refusal = self.server.enter(self)
         if refusal is not None:
             raise Goodbye(refusal)
-        service = "LMTP" if self.server.kind is Kind.LMTP else "ESMTP"
+        service = "LMTP" if self._lmtp else "ESMTP"
         self.reply(Reply(220, "", f"{self.settings.hostname} {service} ready"))
         while True:
             event = await self.event(self.settings.command_timeout)
@@ -98,7 +99,7 @@ class Session(Frame):
         except CommandError as error:
             self._refuse(Reply(error.code, error.enhanced, error.text))
         except MailError as error:
-            self._refuse_kind(error)
+            self._refuse(self._refusal(error))
 
     async def _command(self, line: bytes) -> None:
         self._count_command()
@@ -135,11 +136,12 @@ class Session(Frame):
             raise Goodbye(replies.TOO_MANY_ERRORS)
         self.reply(reply)
 
-    def _refuse_kind(self, error: MailError) -> None:
+    def _refusal(self, error: MailError) -> Reply:
+        """Count an error by its kind; return the reply that it deserves."""
         ERRORS.labels(self.server.kind.value, error.kind.value).inc()
         if error.kind is ErrorKind.INTERNAL:
             log.error("command-failed", peer=self.peer_address, exc_info=error)
-        self._refuse(replies.refusal(error))
+        return replies.refusal(error)
 
     # --- greeting, TLS, authentication ----------------------------------------
 
@@ -319,23 +321,22 @@ class Session(Frame):
         try:
             self.conn.check("BDAT")
             transaction = self._open_transaction()
-            if transaction.incoming is None:
-                await self._open_incoming(transaction)
         except CommandError:
             await self._skip_chunk(size)
+            if last and self._lmtp and self.transaction is not None:
+                return  # no recipients, no replies: RFC 2033 section 4.3
             raise
-        except MailError:
-            # The chunks that follow must not become a message of their own.
-            self._forget_transaction()
-            self.conn.end_message()
-            await self._skip_chunk(size)
-            raise
+        if transaction.incoming is None:
+            try:
+                await self._open_incoming(transaction)
+            except MailError as error:
+                transaction.fail(self._refusal(error))
         self.conn.advance("BDAT")
         await self._read_content(transaction)
         if last and self.conn.inside_line_end and transaction.problem is None:
             transaction.fail(replies.UNCLEAN)
         if last or transaction.problem is not None:
-            await self._finish(transaction)
+            await self._finish(transaction, last=last)
         else:
             self.reply(Reply(250, "2.0.0", f"{size} octets received"))
 
@@ -355,9 +356,8 @@ class Session(Frame):
         if submission is not None:
             incoming = await submission.open(self._access(), envelope, peer)
         else:
-            trusted = self.server.kind is Kind.LMTP
             receive = self.server.services.receive
-            incoming = await receive.open(envelope, peer, trusted=trusted)
+            incoming = await receive.open(envelope, peer, trusted=self._lmtp)
         transaction.incoming = incoming
 
     async def _read_content(self, transaction: Transaction) -> None:
@@ -378,12 +378,15 @@ class Session(Frame):
         try:
             await transaction.write(content)
         except MailError as error:  # e.g. no space for the spool
-            transaction.fail(replies.refusal(error))
+            transaction.fail(self._refusal(error))
         if transaction.excessive:
             raise Goodbye(replies.TOO_LARGE)
 
-    async def _finish(self, transaction: Transaction) -> None:
-        """Store the message; one reply, or one per recipient with LMTP."""
+    async def _finish(self, transaction: Transaction, *, last: bool = True) -> None:
+        """Store the message; one reply, or one per recipient with LMTP.
+
+        Not ``last`` is a BDAT that others were to follow: it has one reply always.
+        """
         started = time.monotonic()
         incoming, transaction.incoming = transaction.incoming, None
         reply = transaction.problem
@@ -393,7 +396,7 @@ class Session(Frame):
         self.conn.end_message()
         self.server.duration.observe(time.monotonic() - started)
         answer = reply or replies.INTERNAL_ERROR
-        if self.server.kind is Kind.LMTP:
+        if self._lmtp and last:
             # One acceptance stores it for all or for none (RFC 2033 section 4.2).
             for _ in transaction.recipients[1:]:
                 self.reply(answer)
@@ -406,7 +409,6 @@ class Session(Frame):
         try:
             receipt = await incoming.finish()
         except MailError as error:
-            ERRORS.labels(self.server.kind.value, error.kind.value).inc()
             log.info(
                 "message-refused",
                 peer=self.peer_address,
@@ -414,7 +416,7 @@ class Session(Frame):
                 recipients=len(transaction.recipients),
                 reason=str(error),
             )
-            return replies.refusal(error)
+            return self._refusal(error)
         except Exception:
             log.exception("message-failed", sender=transaction.reverse_path)
             return replies.refusal(MailError(ErrorKind.INTERNAL))
@@ -434,10 +436,9 @@ class Session(Frame):
     def _protocol_type(self) -> str:
         """Return the with-protocol-type (RFC 3848, RFC 6531 section 4.3)."""
         transaction = self.transaction
-        lmtp = self.server.kind is Kind.LMTP
         if transaction is not None and transaction.parameters.smtputf8:
-            name = "UTF8LMTP" if lmtp else "UTF8SMTP"
-        elif lmtp:
+            name = "UTF8LMTP" if self._lmtp else "UTF8SMTP"
+        elif self._lmtp:
             name = "LMTP"
         else:
             name = "ESMTP" if self.extended else "SMTP"

@@ -22,7 +22,7 @@ STORED = {
     "mx_longline": ["long line"],
     "mx_bdat": ["bdat1", "bdat2", "bdat3"],
     "mx_starttls": ["over tls"],
-    "lmtp_delivery": ["lmtp"],
+    "lmtp_delivery": ["lmtp", "chunks"],
 }
 
 

@@ -338,6 +338,25 @@ def test_chunks_after_a_failed_one_are_no_message(tmp_path: pathlib.Path) -> Non
     run(tmp_path, steps)
 
 
+def test_lmtp_refuses_the_last_chunk_once_per_recipient(tmp_path: pathlib.Path) -> None:
+    async def steps(site: Site, _: Client) -> None:
+        async def failing(*_: object, **__: object) -> None:
+            raise MailError(Kind.UNAVAILABLE)
+
+        site.host.receive.open = failing  # type: ignore[assignment, method-assign] # down
+        async with connect(site, "lmtp") as relay:
+            await relay.reply()
+            relay.writer.write(
+                b"LHLO relay\r\nMAIL FROM:<s@example.net>\r\n"
+                b"RCPT TO:<alice@example.org>\r\n"
+                b"RCPT TO:<bob@example.org>\r\nBDAT 4 LAST\r\nRestNOOP\r\n"
+            )
+            answers = [(await relay.reply())[:9] for _ in range(7)]
+        assert answers[4:] == ["451 4.3.0", "451 4.3.0", "250 2.0.0"]
+
+    run(tmp_path, steps)
+
+
 def test_garbage_instead_of_a_handshake_ends_the_connection(
     tmp_path: pathlib.Path,
 ) -> None:
