@@ -200,10 +200,12 @@ class Frame(smtp.SMTP):
         ConnectionError when the handshake fails.
         """
         await self.flush()
-        self.conn.start_tls()
-        self._pause(pause=False)
         try:
             async with asyncio.timeout(HANDSHAKE):
+                # start_tls drains too, but what comes meanwhile would be kept.
+                await self._writer.drain()
+                self.conn.start_tls()
+                self._pause(pause=False)
                 await self._writer.start_tls(context)
         except (OSError, ValueError) as error:  # SSLError, TimeoutError: both OSError
             log.info("tls-failed", peer=self.peer_address, error=str(error))

@@ -371,6 +371,24 @@ def test_garbage_instead_of_a_handshake_ends_the_connection(
     run(tmp_path, steps)
 
 
+def test_what_came_while_the_220_waited_is_forgotten(tmp_path: pathlib.Path) -> None:
+    """RFC 3207 section 4.2: also when the write buffer was full at STARTTLS."""
+
+    async def steps(site: Site, client: Client) -> None:
+        await client.greet()
+        session = next(iter(site.servers["mx"]._sessions))
+        session.pause_writing()
+        assert (await client.say(b"STARTTLS\r\n")).startswith("220")
+        client.writer.write(b"EHLO injected.example.net\r\n")
+        await until(lambda: session.conn.buffered > 0)
+        session.resume_writing()
+        await client.writer.start_tls(client_context())
+        answer = await client.say(b"MAIL FROM:<s@example.net>\r\n")
+        assert answer == "503 5.5.1 Send EHLO first"
+
+    run(tmp_path, steps)
+
+
 def test_a_changed_password_ends_the_session(tmp_path: pathlib.Path) -> None:
     async def steps(site: Site, client: Client) -> None:
         reader, writer = await asyncio.open_connection(
