@@ -71,7 +71,7 @@ class Daemon:
         self._config = config
         self._graph = graph
         self._stopping = asyncio.Event()
-        self._reloading = asyncio.Lock()
+        self._changing = asyncio.Lock()  # what listens: opened, reloaded, drained
         self._tasks: list[asyncio.Task[None]] = []
         self._commands = Commands(settings, graph)
         try:
@@ -87,7 +87,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._start("reload", self.reload))
         server = await control.serve(base / "control.sock", self._command)
         try:
-            await self._fronts.open(self._settings)
+            async with self._changing:
+                await self._fronts.open(self._settings)
             for name, work in self._graph.background().items():
                 self._spawn(name, work)
             self._spawn("certificates", self._watch_certificates)
@@ -99,15 +100,19 @@ class Daemon:
         except ListenError as error:
             raise MailError(Kind.UNAVAILABLE, str(error)) from error
         finally:
+            self._stopping.set()
             systemd.notify("STOPPING=1")
             log.info("stopping")
             server.close()
             (base / "control.sock").unlink(missing_ok=True)
-            await self._fronts.drain(self._settings.server.drain)
+            async with self._changing:
+                await self._fronts.drain(self._settings.server.drain)
 
     async def reload(self) -> None:
         """Read the configuration again; a faulty one is logged and changes nothing."""
-        async with self._reloading:
+        async with self._changing:
+            if self._stopping.is_set():
+                return
             systemd.notify("RELOADING=1")
             try:
                 fresh = read(self._config)

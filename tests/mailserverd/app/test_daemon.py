@@ -1,0 +1,43 @@
+"""The daemon's life: what happens to it at once."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+from tests.lib import daemon
+
+if TYPE_CHECKING:
+    import pathlib
+
+MANY = 40
+
+
+def free_ports(count: int) -> list[int]:
+    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports
+
+
+def test_a_stop_during_a_reload_drains(tmp_path: pathlib.Path) -> None:
+    """Listeners that came and went under the drain made it fail, and cut off mail."""
+    ours = daemon.make(tmp_path / "ours", "alice@example.test:pass word")
+    config = (ours.home / "mailserverd.toml").read_text()
+    own = "".join(re.findall(r"\[\[listener\]\]\n(?:\w.*\n)+", config))
+    more = "".join(
+        f'[[listener]]\nprotocol = "imap"\naddress = "127.0.0.1:{port}"\n'
+        for port in free_ports(MANY)
+    )
+    ours.override(own + more)
+    ours.start()
+    ours.override(own)
+    assert ours.process is not None
+    ours.process.send_signal(signal.SIGHUP)
+    assert ours.stop() == 0
+    assert "Traceback" not in ours.log()
+    closed = [e["address"] for e in ours.events("stopped-listening")]
+    assert len(closed) == len(set(closed)) == MANY + len(daemon.OFFSETS)
