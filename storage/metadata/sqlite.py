@@ -196,7 +196,6 @@ class SqliteDatabase:
         try:
             future = loop.run_in_executor(self._commits, rest, units)
         except RuntimeError as error:  # the interpreter is going down
-            self._rollback()
             self._finish(units, error)
         else:
             future.add_done_callback(lambda done: self._finish(units, done.exception()))
@@ -224,6 +223,7 @@ class SqliteDatabase:
     def _finish(self, units: list[_Unit], fault: BaseException | None) -> None:
         if fault is not None:
             log.error("writer-failed", database=self.name, error=repr(fault))
+            self._rollback()  # or no later batch could begin
         for unit in units:
             if not unit.done.done():
                 self._tell(unit, fault or unit.error)

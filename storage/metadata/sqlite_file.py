@@ -185,9 +185,10 @@ class Readers:
             self._under_way -= 1
 
     def close(self) -> None:
-        """Wait for what runs, then close all connections (blocking)."""
-        if self._watch is not None:
-            self._watch.cancel()
+        """Wait for what runs, then close all connections (blocking).
+
+        In another thread than the loop's, what runs is watched to its end.
+        """
         self._threads.shutdown()
         for connection in self._connections:
             connection.close()
@@ -214,5 +215,5 @@ class Readers:
                 tx.expire()
                 connection.interrupt()
                 log.error("read-interrupted", database=self._name)
-        if self._under_way:
+        if self._under_way or self._running:  # also when its caller has gone
             self._watch = loop.call_later(WATCH_EVERY, self._look, loop)

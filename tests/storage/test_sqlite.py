@@ -187,6 +187,25 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(
     assert "survived" in done.stdout
 
 
+def test_a_fault_of_the_writer_itself_ends_its_batch_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite that lacks memory makes the driver raise MemoryError."""
+
+    async def scenario(db: SqliteDatabase) -> None:
+        def fail() -> None:
+            monkeypatch.undo()
+            raise MemoryError
+
+        monkeypatch.setattr(db, "_try_commit", fail)
+        found = await results(db.write(units.add, 0, 1))
+        assert isinstance(found[0], MemoryError)
+        assert await db.write(units.add, 0, 2) == 2
+        assert await db.read(units.numbers, 0, None) == [2]
+
+    run(tmp_path, scenario)
+
+
 def test_an_io_error_is_temporary(tmp_path: pathlib.Path) -> None:
     """The file size limit makes real writes fail with EFBIG."""
 
@@ -295,6 +314,31 @@ def test_a_reader_that_takes_too_long_is_stopped(
             found = await results(*(readers.run(units.read_for_ever, 0, None),) * 1)
             assert found == [Kind.UNAVAILABLE]
             assert await readers.run(units.numbers, 0, None) == []
+        readers.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_reader_whose_caller_has_gone_is_stopped_too(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.metadata.sqlite_file.WATCH_EVERY", 0.05)
+
+    async def scenario() -> None:
+        readers = Readers(make(tmp_path), "numbers", SystemClock(), limit=0.5)
+        task = asyncio.create_task(readers.run(units.read_for_ever, 0, None))
+        async with asyncio.timeout(10):
+            while not readers._running:  # noqa: ASYNC110 - of another thread
+                await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.wait([task])
+            try:
+                while readers._running:  # noqa: ASYNC110 - of another thread
+                    await asyncio.sleep(0.01)
+            finally:  # or the thread would outlive a failed test
+                for _, tx, connection in readers._running.values():
+                    tx.expire()
+                    connection.interrupt()
         readers.close()
 
     asyncio.run(scenario())
