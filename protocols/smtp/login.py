@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from auth.people import sasl
 from protocols.smtp import replies
-from protocols.smtp.conn import Line
+from protocols.smtp.conn import BadLine, Line
 from protocols.smtp.wire.reply import Reply
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ async def exchange(frame: Frame, argument: str, limit: float) -> Credentials:
         frame.reply(Reply(334, "", base64.b64encode(step.data).decode()))
         event = await frame.event(limit)
         if not isinstance(event, Line):
-            raise Refused(replies.LINE_TOO_LONG)
+            too_long = isinstance(event, BadLine) and event.too_long
+            raise Refused(replies.AUTH_TOO_LONG if too_long else replies.BARE_LINE_END)
         if event.data == b"*":
             raise Refused(replies.AUTH_ABORTED)
         data = _decode(event.data)
