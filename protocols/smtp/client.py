@@ -72,11 +72,6 @@ class ClientConnection:
         """Return a pipelined group (RFC 2920)."""
         return b"".join(self.command(name, line) for name, line in lines)
 
-    @property
-    def waiting(self) -> int:
-        """Commands without a reply yet."""
-        return len(self._waiting)
-
     def receive(self, data: bytes) -> list[Answer]:
         """Take octets; ReplyError when they are not SMTP, or answer nothing."""
         return [self._answer(reply) for reply in self._reader.feed(data)]

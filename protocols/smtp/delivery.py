@@ -239,11 +239,11 @@ class SmtpConversation:
             by_command[answer.command].append(answer.reply)
         mail, rcpt = by_command[client.MAIL], by_command[client.RCPT]
         said = [self._said(reply) for reply in rcpt]
-        if not mail or not mail[0].positive or len(said) < len(recipients):
-            worst = answers[-1].reply if not mail or mail[0].positive else mail[0]
-            said += [self._said(worst)] * (len(recipients) - len(said))
-            if mail and not mail[0].positive:
-                said = [self._said(mail[0])] * len(recipients)
+        if mail and not mail[0].positive:
+            said = [self._said(mail[0])] * len(recipients)
+        else:  # the server hung up before it answered all of them
+            missing = len(recipients) - len(said)
+            said += [self._said(answers[-1].reply)] * missing
         accepted = [one.delivered for one in said]
         final = await self._content(message, by_command[client.DATA], any(accepted))
         if final is None:

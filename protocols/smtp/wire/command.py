@@ -121,8 +121,3 @@ def decode_xtext(value: str) -> str:
     if not _XTEXT.fullmatch(value):
         raise ValueError("not xtext")
     return _XCHAR.sub(lambda match: chr(int(match[1], 16)), value)
-
-
-def encode_xtext(value: str) -> str:
-    """Encode printable ASCII as xtext (RFC 3461 section 4)."""
-    return re.sub(r"[^!-*,-<>-~]", lambda match: f"+{ord(match[0]):02X}", value)

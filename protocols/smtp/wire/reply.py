@@ -33,11 +33,6 @@ class Reply(NamedTuple):
         return self.code < 400
 
     @property
-    def permanent(self) -> bool:
-        """True for 5xx: the same command will never succeed."""
-        return self.code >= 500
-
-    @property
     def line(self) -> str:
         """The reply on one line, for logs and delivery status notifications."""
         return " ".join(

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailserverd.mail.dsn import encode_xtext
 from protocols.smtp.wire.command import (
     CommandError,
     decode_xtext,
-    encode_xtext,
     parse_bdat,
     parse_command,
     parse_helo,
