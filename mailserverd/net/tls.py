@@ -55,13 +55,14 @@ class Certificates:
         twisted: dict[str, SSL.Context] = {}
         stdlib: dict[str, ssl.SSLContext] = {}
         default = ""
+        stamps = self._modified()  # before reading: a change under it is seen later
         for pair in self._pairs:
             names, for_twisted, for_stdlib = self._read(pair)
             default = default or names[0]
             for name in names:
                 twisted.setdefault(name, for_twisted)
                 stdlib.setdefault(name, for_stdlib)
-        self._stamps = self._modified()
+        self._stamps = stamps
         self._twisted, self._stdlib, self._default = twisted, stdlib, default
 
     def replace(self, pairs: Sequence[Pair]) -> None:
@@ -75,13 +76,14 @@ class Certificates:
 
     def reload_if_changed(self) -> bool:
         """Re-read when a file changed; a faulty new file is logged, the old stays."""
-        if self._modified() == self._stamps:
+        stamps = self._modified()
+        if stamps == self._stamps:
             return False
         try:
             self.load()
         except CertificateError as error:
             log.error("certificate-reload-failed", error=str(error))  # noqa: TRY400
-            self._stamps = self._modified()
+            self._stamps = stamps
             return False
         log.info("certificates-loaded", names=sorted(self._twisted))
         return True
@@ -96,11 +98,7 @@ class Certificates:
         return self._stdlib[self._default]
 
     def _modified(self) -> tuple[float, ...]:
-        names = [n for p in self._pairs for n in (p.certificate, p.key)]
-        return tuple(
-            pathlib.Path(n).stat().st_mtime if pathlib.Path(n).exists() else 0.0
-            for n in names
-        )
+        return tuple(_mtime(n) for p in self._pairs for n in (p.certificate, p.key))
 
     def _read(self, pair: Pair) -> tuple[list[str], SSL.Context, ssl.SSLContext]:
         try:
@@ -141,6 +139,13 @@ class Certificates:
     def _choose_stdlib(self, connection: Any, name: str | None, _: Any) -> None:
         # Called without SNI too: a listener made before a reload serves what is new.
         connection.context = _match(self._stdlib, name or "") or self.stdlib
+
+
+def _mtime(name: str) -> float:
+    try:
+        return pathlib.Path(name).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _names(certificate: x509.Certificate) -> list[str]:
