@@ -12,6 +12,7 @@ import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from mailserverd.core.types import BodyType
+from mailserverd.mail.dsn import decode_orcpt, encode_orcpt
 from protocols.smtp.wire.reply import Reply, ReplyError, ReplyReader
 
 if TYPE_CHECKING:
@@ -138,8 +139,16 @@ def rcpt_command(recipient: Recipient, features: Features) -> str:
         if recipient.notify:
             words.append(f"NOTIFY={','.join(recipient.notify)}")
         if recipient.orcpt:
-            words.append(f"ORCPT={recipient.orcpt}")
+            words.append(f"ORCPT={_orcpt(recipient.orcpt, features)}")
     return " ".join(words)
+
+
+def _orcpt(value: str, features: Features) -> str:
+    """Write UTF-8 in ASCII where the server does not know it (RFC 6533 section 3)."""
+    if value.isascii() or "SMTPUTF8" in features:
+        return value
+    kind, _, address = value.partition(";")
+    return f"{kind};{encode_orcpt(kind, decode_orcpt(kind, address))}"
 
 
 def obstacle(

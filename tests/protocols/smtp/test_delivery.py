@@ -212,6 +212,25 @@ def test_parameters_only_where_they_are_understood() -> None:
 
 
 @pytest.mark.parametrize(
+    ("features", "orcpt"),
+    [(ALL, "utf-8;ü\\x{2B}@x"), (("DSN",), "utf-8;\\x{FC}\\x{2B}@x")],
+)
+def test_utf8_in_orcpt_only_where_it_is_understood(
+    features: tuple[str, ...], orcpt: str
+) -> None:
+    """RFC 6533 section 3."""
+    recipient = Recipient("a@example.com", orcpt="utf-8;ü\\x{2B}@x")
+
+    async def steps(sink: Sink) -> None:
+        conversation = await dial(sink)
+        await conversation.deliver(outbound(recipient))
+        assert sink.taken[0].rcpt == [f"RCPT TO:<a@example.com> ORCPT={orcpt}"]
+        conversation.close()
+
+    run(Sink(*features), steps)
+
+
+@pytest.mark.parametrize(
     ("features", "how", "status"),
     [
         (("8BITMIME",), {"smtputf8": True}, "5.6.7"),
