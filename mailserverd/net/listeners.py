@@ -37,25 +37,34 @@ class Listener:
 
 
 def sockets(address: str) -> list[socket.socket]:
-    """Bind ``host:port`` or take what systemd passed as ``systemd:NAME``."""
+    """Bind ``host:port`` or take what systemd passed as ``systemd:NAME``.
+
+    ListenError when it cannot be.
+    """
     kind, _, name = address.partition(":")
     if kind == "systemd":
         return _inherited_sockets(name)
     host, _, port = address.rpartition(":")
-    host = host.strip("[]")
+    try:
+        return [_bound(host.strip("[]"), int(port))]
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
+
+
+def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-        sock.bind((host, int(port)))
+        sock.bind((host, port))
         sock.listen(BACKLOG)
         sock.setblocking(False)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
-    return [sock]
+        raise
+    return sock
 
 
 def _inherited_sockets(name: str) -> list[socket.socket]:
