@@ -72,12 +72,12 @@ class Process:
             except TimeoutError:
                 await self._stop(at_once=True)
                 raise MailError(Kind.UNAVAILABLE, "search took too long") from None
-            except (*_GONE, OSError) as e:
+            except (*_GONE, OSError, ValueError) as e:  # ValueError: no JSON
                 self._failed_at = asyncio.get_running_loop().time()
                 log.error("search-worker-failed", role=self._arguments[1], error=str(e))  # noqa: TRY400 - a traceback says no more
                 await self._stop(at_once=True)
                 raise MailError(Kind.UNAVAILABLE, "search is unavailable") from e
-            except asyncio.CancelledError:
+            except BaseException:  # cancelled, not started, or no frame answered
                 await self._stop(at_once=True)
                 raise
         for note in head.pop("notes", ()):
@@ -112,7 +112,7 @@ class Process:
     async def _launch(self) -> None:
         loop = asyncio.get_running_loop()
         if loop.time() < self._failed_at + _AGAIN_AFTER:
-            raise ConnectionError("search worker failed a moment ago")
+            raise MailError(Kind.UNAVAILABLE, "search worker failed a moment ago")
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await loop.run_in_executor(None, self._spawn, theirs)

@@ -108,6 +108,27 @@ def test_a_worker_that_cannot_start_is_a_temporary_error(tmp_path, monkeypatch):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("length", [r"\000\000\000\002", r"\000\000\000\011"])
+def test_a_worker_that_talks_nonsense_is_replaced(tmp_path, monkeypatch, length):
+    """Its head is said to be longer than the frame, or is no JSON."""
+    program = tmp_path / "nonsense"
+    frame = rf"\000\000\000\003{length}nonsense!"
+    program.write_text(f"#!/bin/sh\nprintf '{frame}' >&0\nexec sleep 60\n")
+    program.chmod(0o700)
+
+    async def run():
+        async with opened(tmp_path / "index") as index:
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "executable", str(program))
+                with pytest.raises(MailError) as caught:
+                    await index.search(1, parse("text", "fox"))
+            assert caught.value.kind is Kind.UNAVAILABLE
+            assert index.searcher.pid == 0
+            await until_answered(index)
+
+    asyncio.run(run())
+
+
 def test_a_search_that_takes_too_long_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(client_module, "_SEARCH_LIMIT", 0.2)
 
