@@ -158,9 +158,10 @@ class Layout:
         """Make an empty ``.open`` file that is ours; return its number and fd."""
         with self.allocation():
             number = self.next_number()
+            # First: a file that is left by a failure must not be tried for again.
+            os.pwrite(self._allocate, b"%010d\n" % (number + 1), 0)
             fd = self.files.create(self.path(number, OPEN))
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.pwrite(self._allocate, b"%010d\n" % (number + 1), 0)
         return number, fd
 
     def next_number(self, floor: int = 1) -> int:

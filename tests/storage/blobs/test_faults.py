@@ -83,6 +83,29 @@ def test_after_a_failed_sync_the_segment_is_not_written_again(tmp_path):
     asyncio.run(run())
 
 
+def test_a_segment_that_was_half_made_is_not_tried_for_again(tmp_path):
+    class HalfMade(Files):
+        def create(self, path):
+            fd = super().create(path)
+            if path.endswith(".open") and not failed:
+                failed.append(path)
+                os.close(fd)
+                raise OSError(errno.EIO, "lost on the way")
+            return fd
+
+    failed = []
+
+    async def run():
+        async with opened(tmp_path, files=HalfMade()) as store:
+            with pytest.raises(MailError):
+                await store.put(b"lost")
+            ref = await store.put(b"kept")
+            assert await store.read(ref) == b"kept"
+
+    asyncio.run(run())
+    assert failed
+
+
 def test_a_failed_write_leaves_the_segment_as_it_was(tmp_path):
     files = FaultyFiles()
 
