@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import os
 import sqlite3
+import urllib.parse
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,8 @@ def inspect(path: str) -> Meta:
     if not os.path.exists(path) or not os.path.getsize(path):
         return EMPTY
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        name = urllib.parse.quote(os.path.abspath(path))
+        connection = sqlite3.connect(f"file:{name}?mode=ro", uri=True)
         try:
             return read_meta(connection)
         finally:

@@ -65,6 +65,13 @@ def test_revisions_add_up_to_the_tables(kind: str, tmp_path: pathlib.Path) -> No
     assert (one.kind, one.schema, one.needs) == (two.kind, two.schema, two.needs)
 
 
+def test_any_directory_may_hold_a_database(tmp_path: pathlib.Path) -> None:
+    place = tmp_path / "100%25 #1? yes"
+    place.mkdir()
+    made = migrate_database(f"sqlite:///{place}/queue.db", "queue", ManualClock())
+    assert inspect_database(f"sqlite:///{place}/queue.db") == made.meta
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_is_the_schema_of_this_release(kind: str) -> None:
     head, needs = migrations.head(kind)
