@@ -1,4 +1,4 @@
-"""Mailboxes: list, create, change; destroying one is in ``removal``."""
+"""Mailboxes: list, create, change; destroying one is in ``copies``."""
 
 from __future__ import annotations
 
