@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from protocols.imap.values import CHUNK
+from protocols.imap.view import is_deleted
 from protocols.imap.wire.errors import WireError
 
 if TYPE_CHECKING:
@@ -134,17 +136,20 @@ STATUS_ITEMS: dict[str, Callable[[Mailbox], int]] = {
     "SIZE": lambda m: m.size,  # RFC 8438
     "HIGHESTMODSEQ": lambda m: m.highestmodseq,  # RFC 7162
 }
+_OTHER_ITEMS = frozenset({"MAILBOXID", "APPENDLIMIT", "DELETED-STORAGE"})
 
 
 def status_item(args: Cursor) -> str:
     """Parse one STATUS item."""
     item = args.word()
-    if item not in STATUS_ITEMS and item not in {"MAILBOXID", "APPENDLIMIT"}:
+    if item not in STATUS_ITEMS and item not in _OTHER_ITEMS:
         raise WireError("unknown STATUS item")
     return item
 
 
-def status_line(context: Context, mailbox: Mailbox, items: Iterable[str]) -> bytes:
+async def status_line(
+    context: Context, mailbox: Mailbox, items: Iterable[str]
+) -> bytes:
     """Return a STATUS response (RFC 9051 section 7.3.3)."""
     pairs = []
     for item in items:
@@ -152,10 +157,29 @@ def status_line(context: Context, mailbox: Mailbox, items: Iterable[str]) -> byt
             pairs.append(f"MAILBOXID (m{mailbox.mailbox_id})")
         elif item == "APPENDLIMIT":  # RFC 7889 section 4
             pairs.append(f"APPENDLIMIT {context.services.settings.max_message_size}")
+        elif item == "DELETED-STORAGE":  # comes with QUOTA=RES-STORAGE (RFC 9208)
+            pairs.append(f"{item} {await _deleted_storage(context, mailbox)}")
         else:
             pairs.append(f"{item} {STATUS_ITEMS[item](mailbox)}")
     values = " ".join(pairs).encode("ascii")
     return b"* STATUS %b (%b)\r\n" % (context.name(mailbox.path), values)
+
+
+async def _deleted_storage(context: Context, mailbox: Mailbox) -> int:
+    r"""Return the octets of what is ``\Deleted``; most often nothing is."""
+    if not mailbox.deleted:
+        return 0
+    messages, access = context.services.messages, context.access
+    view = await messages.view(access, mailbox.mailbox_id)
+    marked = [
+        uid for uid, bits in zip(view.uids, view.flags, strict=True) if is_deleted(bits)
+    ]
+    total = 0
+    for start in range(0, len(marked), CHUNK):
+        uids = marked[start : start + CHUNK]
+        rows = await messages.columns(access, mailbox.mailbox_id, uids, ("size",))
+        total += sum(size for _, size in rows)
+    return total
 
 
 def note_status(context: Context, items: Iterable[str]) -> None:

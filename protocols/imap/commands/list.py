@@ -54,7 +54,7 @@ async def _run(context: Context, args: Cursor) -> None:
         if not number % _FAIR:
             await asyncio.sleep(0)
         if request.status and mailbox is not None:
-            context.send(listing.status_line(context, mailbox, request.status))
+            context.send(await listing.status_line(context, mailbox, request.status))
         await context.channel.drain()
 
 

@@ -20,7 +20,7 @@ async def _run(context: Context, args: Cursor) -> None:
     args.end()
     mailbox = await context.find(path)
     listing.note_status(context, items)
-    context.send(listing.status_line(context, mailbox, items))
+    context.send(await listing.status_line(context, mailbox, items))
 
 
 COMMAND = Command("STATUS", AUTHENTICATED, _run)
