@@ -198,6 +198,7 @@ def test_the_next_host_gets_it_when_the_first_is_down(world: World) -> None:
 def test_a_connection_is_used_again(world: World) -> None:
     world.submit("x@implicit.test", "first of two")
     world.peer.message("first of two")
+    until(lambda: world.left("x@implicit.test") is None)
     before = world.peer.sink.connections
     world.submit("y@implicit.test", "second of two")
     world.peer.message("second of two")
