@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +32,14 @@ class Commands:
     def __init__(self, settings: Settings, graph: Graph) -> None:
         self._settings = settings
         self._graph = graph
-        self._progress: Progress | None = None
         self._known: dict[str, Callable[..., Awaitable[Any]]] = {
             **graph.accounts.commands(),
             "queue.list": self._queue_list,
             "queue.show": self._queue_show,
-            "queue.retry": self._queue_retry,
-            "queue.hold": self._queue_hold,
-            "queue.release": self._queue_release,
-            "queue.cancel": self._queue_cancel,
+            "queue.retry": functools.partial(self._act, graph.queue.retry),
+            "queue.hold": functools.partial(self._act, graph.queue.hold),
+            "queue.release": functools.partial(self._act, graph.queue.release),
+            "queue.cancel": functools.partial(self._act, self._cancel),
             "storage.status": self._status,
             "storage.collect": self._collect,
         }
@@ -55,9 +56,10 @@ class Commands:
         if known is None:
             raise MailError(Kind.INVALID, f"unknown command {command}")
         try:
-            return await known(**args)
+            inspect.signature(known).bind(**args)
         except TypeError as error:
             raise MailError(Kind.INVALID, f"{command}: {error}") from error
+        return await known(**args)
 
     # --- queue ----------------------------------------------------------------
 
@@ -72,21 +74,9 @@ class Commands:
     async def _queue_show(self, id: str) -> dict[str, Any]:
         return _entry(await self._graph.queue.show(id))
 
-    async def _queue_retry(self, **which: Any) -> dict[str, Any]:
-        return await self._act(self._graph.queue.retry, **which)
-
-    async def _queue_hold(self, **which: Any) -> dict[str, Any]:
-        return await self._act(self._graph.queue.hold, **which)
-
-    async def _queue_release(self, **which: Any) -> dict[str, Any]:
-        return await self._act(self._graph.queue.release, **which)
-
-    async def _queue_cancel(self, **which: Any) -> dict[str, Any]:
-        async def cancel(selection: Selection) -> int:
-            done, _in_flight = await self._graph.queue.cancel(selection)
-            return done
-
-        return await self._act(cancel, **which)
+    async def _cancel(self, selection: Selection) -> int:
+        done, _in_flight = await self._graph.queue.cancel(selection)
+        return done
 
     async def _act(
         self,

@@ -75,14 +75,19 @@ async def _answer(
     try:
         request = orjson.loads(line)
         command, args = str(request["command"]), dict(request.get("args") or {})
+    except (KeyError, TypeError, ValueError):
+        return _refusal(MailError(Kind.INVALID, "malformed request"))
+    try:
         return {"result": await handler(command, args, progress)}
     except MailError as error:
-        return {"error": {"kind": error.kind.name, "text": error.text}}
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-        return {"error": {"kind": Kind.INVALID.name, "text": "malformed request"}}
+        return _refusal(error)
     except Exception:
-        log.exception("control-failed")
-        return {"error": {"kind": Kind.INTERNAL.name, "text": "see the daemon's log"}}
+        log.exception("control-failed", command=command)
+        return _refusal(MailError(Kind.INTERNAL, "see the daemon's log"))
+
+
+def _refusal(error: MailError) -> dict[str, Any]:
+    return {"error": {"kind": error.kind.name, "text": error.text}}
 
 
 def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:

@@ -1,0 +1,82 @@
+"""The control socket: requests, refusals, and what is a fault of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mailserverd.core.errors import Kind, MailError
+from mailserverd.net import control
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import AsyncIterator, Callable
+
+
+async def handler(
+    command: str, args: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+) -> Any:
+    if command == "refuse":
+        raise MailError(Kind.NOT_FOUND, "no such thing")
+    if command == "fail":
+        raise {"KeyError": KeyError, "ValueError": ValueError}[args["how"]]("secret")
+    progress({"done": 1})
+    return args
+
+
+@contextlib.asynccontextmanager
+async def served(path: pathlib.Path) -> AsyncIterator[pathlib.Path]:
+    place = path / "control.sock"
+    server = await control.serve(place, handler)
+    async with asyncio.timeout(10), server:
+        yield place
+
+
+async def ask(place: pathlib.Path, line: bytes) -> Any:
+    reader, writer = await asyncio.open_unix_connection(str(place))
+    writer.write(line + b"\n")
+    answer = await reader.readline()
+    writer.close()
+    return json.loads(answer)
+
+
+def test_a_command_has_progress_and_a_result(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as place:
+            seen: list[dict[str, Any]] = []
+            assert await control.call(place, "x", {"a": 1}, seen.append) == {"a": 1}
+            assert seen == [{"done": 1}]
+            with pytest.raises(MailError, match="NOT_FOUND: no such thing"):
+                await control.call(place, "refuse", {}, seen.append)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"{", b"[]", b"1", b"{}", b'{"command": "x", "args": 1}']
+)
+def test_a_malformed_request_is_refused(tmp_path: pathlib.Path, line: bytes) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as place:
+            error = (await ask(place, line))["error"]
+            assert error == {"kind": "INVALID", "text": "malformed request"}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["KeyError", "ValueError"])
+def test_a_fault_of_ours_is_logged_and_not_the_client_s(
+    tmp_path: pathlib.Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as place:
+            line = json.dumps({"command": "fail", "args": {"how": how}})
+            error = (await ask(place, line.encode()))["error"]
+            assert error == {"kind": "INTERNAL", "text": "see the daemon's log"}
+
+    asyncio.run(main())
+    assert f"{how}: " in "".join(capsys.readouterr())
