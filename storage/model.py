@@ -419,7 +419,7 @@ class EmailPatch:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Per id: None when done, else (Kind name, text)."""
+    """Ids that are done, and (id, (Kind name, text)) of each that failed."""
 
     modseq: int
     errors: tuple[tuple[int, tuple[str, str]], ...]

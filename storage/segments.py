@@ -256,11 +256,6 @@ def decode_header(data: bytes) -> Record:
     return Record(store, segment, length, size, digest, codec, key, stored, crc)
 
 
-def encode_record(payload: Payload, store: bytes, segment: int, stored: int) -> bytes:
-    """Return a whole record: header and payload."""
-    return encode_header(payload, store, segment, stored) + b"".join(payload.chunks)
-
-
 def _checked(data: bytes, size: int, what: str) -> bytes:
     """Return the first ``size`` octets if the CRC-32 that follows them agrees."""
     head = data[:size]

@@ -187,7 +187,7 @@ def pack(headers: str, body: str) -> bytes:
     ``headers`` holds one ``name: value`` a line.
     """
     text = f"{headers}\0{body}".encode("utf-8", "surrogatepass")
-    return _tools().compressor.compress(text)
+    return _local.compressor.compress(text)
 
 
 def unpack(packed: bytes) -> tuple[str, str]:
@@ -195,7 +195,7 @@ def unpack(packed: bytes) -> tuple[str, str]:
     try:
         if zstandard.frame_content_size(packed) > _MAX_TEXT:
             raise ValueError("packed text is too large")
-        text = _tools().decompressor.decompress(packed, max_output_size=_MAX_TEXT)
+        text = _local.decompressor.decompress(packed, max_output_size=_MAX_TEXT)
     except zstandard.ZstdError as e:
         raise ValueError("not a packed text") from e
     try:
@@ -225,10 +225,6 @@ class _Tools(threading.local):
 
 
 _local = _Tools()
-
-
-def _tools() -> _Tools:
-    return _local
 
 
 # --- matching without an index -----------------------------------------------

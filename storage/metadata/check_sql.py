@@ -59,17 +59,12 @@ _visible = (
 _members = MAILBOX_EMAIL.join(EMAIL_STATE, _same_email(_es, _me))
 
 
-def _above(column: Any, table: Any, limit: Any) -> tuple[Any, ...]:
-    """Return a rule's parts: the greatest ``column`` of a table is above a limit."""
+def _bound(column: Any, table: Any, limit: Any) -> Sql:
+    """Return a rule: the greatest ``column`` of a table is above a limit."""
     greatest = (
         select(func.max(column)).where(table.c.account_id == p("a")).scalar_subquery()
     )
-    return greatest, and_(_mine, greatest > limit)
-
-
-def _bound(column: Any, table: Any, limit: Any) -> Sql:
-    greatest, where = _above(column, table, limit)
-    return Sql(select(greatest, limit).where(where))
+    return Sql(select(greatest, limit).where(_mine, greatest > limit))
 
 
 ACCOUNT_RULES: tuple[tuple[str, Sql], ...] = (

@@ -98,7 +98,7 @@ def _as_page(query: EmailQuery) -> _Page | None:
     if len(query.sort) != 1 or query.sort[0].by != "receivedAt":
         return None
     box, unseen = None, False
-    for leaf in _and_leaves(query.filter) or ():
+    for leaf in _and_leaves(query.filter):
         match leaf:
             case Condition("in_mailbox", int(value)) if box is None:
                 box = value
@@ -111,15 +111,13 @@ def _as_page(query: EmailQuery) -> _Page | None:
     return _Page(box, unseen, query.sort[0].ascending)
 
 
-def _and_leaves(tree: Filter | None) -> list[Filter] | None:
+def _and_leaves(tree: Filter | None) -> list[Filter]:
     """Return what a filter requires all together."""
     if tree is None:
         return []
-    if isinstance(tree, Condition):
-        return [tree]
-    if tree.op != "AND":
-        return [tree]
-    return [leaf for part in tree.conditions for leaf in _and_leaves(part) or ()]
+    if isinstance(tree, Operator) and tree.op == "AND":
+        return [leaf for part in tree.conditions for leaf in _and_leaves(part)]
+    return [tree]
 
 
 @inline
@@ -269,7 +267,7 @@ def _scan(tx: Tx, account: int, query: EmailQuery) -> Iterator[Row]:
     bounds = _Bounds()
     rest = [
         leaf
-        for leaf in _and_leaves(query.filter) or ()
+        for leaf in _and_leaves(query.filter)
         if not _bound(tx, account, bounds, leaf)
     ]
     test: Callable[[Row], bool] = query_filter.build(

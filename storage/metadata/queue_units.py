@@ -197,10 +197,7 @@ def claim(tx: Tx, _account: int, limits: ClaimLimits) -> tuple[Claim, ...]:
         return ()
     token_row = tx.one(NEXT_TOKEN)
     assert token_row is not None
-    return tuple(
-        _lease(tx, pair, token_row[0], limits)
-        for pair in dict.fromkeys(pairs)  # in order
-    )
+    return tuple(_lease(tx, pair, token_row[0], limits) for pair in pairs)
 
 
 def _due_pairs(tx: Tx, now: int, limits: ClaimLimits) -> list[tuple[int, str]]:

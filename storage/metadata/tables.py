@@ -265,7 +265,7 @@ BLOB_OWNER = Table(  # owners other than emails, which own the blob they name
     ),
     sqlite_with_rowid=False,
 )
-OWNER_UPLOAD, OWNER_QUEUE, OWNER_ACCEPTANCE = 2, 3, 4
+OWNER_UPLOAD = 2
 
 DELIVERED = Table(  # what makes add_email idempotent, kept 7 days
     "delivered",

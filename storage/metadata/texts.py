@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, select
 
-from storage.metadata.accounts import read_floor, read_state
+from storage.metadata.accounts import read_state
 from storage.metadata.sql import InIds, Sql, ids, p
 from storage.metadata.tables import DESTROYED, EMAIL, EMAIL_STATE, TYPE_ROW
 from storage.text import Query, Text, fields_of, fold, unpack
@@ -156,14 +156,6 @@ def destroyed_between(tx: Tx, account: int, args: tuple[int, int]) -> tuple[int,
     since, until = args
     rows = tx.all(GONE, {"a": account, "since": since, "until": until})
     return tuple(row[0] for row in rows)
-
-
-def destroyed_since(tx: Tx, account: int, since: int) -> tuple[int, ...] | None:
-    """Return ids of emails that are gone, or None when that is not known."""
-    floor, state = read_floor(tx, account)
-    if since < floor:
-        return None
-    return destroyed_between(tx, account, (since, state.modseq))
 
 
 # --- matching without an index ----------------------------------------------------

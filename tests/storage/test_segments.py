@@ -17,6 +17,12 @@ STORE = bytes(range(16))
 TEXT = b"Subject: hello\r\n\r\n" + b"the quick brown fox jumps over the dog\r\n" * 40
 
 
+def encode_record(payload, store, segment, stored):
+    """Return a whole record: header and payload."""
+    header = segments.encode_header(payload, store, segment, stored)
+    return header + b"".join(payload.chunks)
+
+
 def build(contents, *, seal=False, compressor=None):
     """Return the octets of a segment and the refs in it."""
     data = segments.encode_file_header(STORE, 7, 1000)
@@ -24,7 +30,7 @@ def build(contents, *, seal=False, compressor=None):
     for content in contents:
         payload = segments.prepare([content], compressor)
         offset = len(data)
-        data += segments.encode_record(payload, STORE, 7, 5)
+        data += encode_record(payload, STORE, 7, 5)
         refs.append(
             Found(offset, segments.decode_header(data[offset : offset + 96])).ref
         )
@@ -72,7 +78,7 @@ def test_record_round_trip(content, compressed):
     compressor = zstandard.ZstdCompressor(level=1) if compressed else None
     halves = [content[: len(content) // 2], memoryview(content)[len(content) // 2 :]]
     payload = segments.prepare(halves, compressor)
-    record = segments.encode_record(payload, STORE, 3, 99)
+    record = encode_record(payload, STORE, 3, 99)
     header = segments.decode_header(record)
     assert header.hash == hashlib.sha256(content).digest()
     assert (header.store, header.segment, header.stored) == (STORE, 3, 99)

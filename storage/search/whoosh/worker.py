@@ -52,7 +52,6 @@ class Worker:
             "search": self._search,
             "update": self._update,
             "watermark": self._watermark,
-            "merge": self._merge,
             "drop": self._drop,
         }
 
@@ -102,9 +101,6 @@ class Worker:
 
     def _watermark(self, head: Head, _blobs: list[bytes]) -> Answer:
         return {"watermark": self._indexes.watermark(head["account"])}, []
-
-    def _merge(self, head: Head, _blobs: list[bytes]) -> Answer:
-        return {"merged": self._indexes.merge(head["account"])}, []
 
     def _drop(self, head: Head, _blobs: list[bytes]) -> Answer:
         self._indexes.drop(head["account"])
