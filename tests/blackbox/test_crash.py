@@ -22,9 +22,10 @@ import pytest
 from aiosmtpd.controller import Controller
 
 from tests.lib import clients, instance
-from tests.lib.knot import Knot, free_port
+from tests.lib.knot import Knot
 from tests.lib.ledger import Found, Ledger, State
 from tests.lib.load import Load
+from tests.lib.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,6 +15,7 @@ import pytest
 from mailserverd.cli.selfsigned import self_signed
 from tests.lib import daemon
 from tests.lib.clients import Imap, Jmap, Smtp, Stream, unverified
+from tests.lib.ports import free_port
 
 if TYPE_CHECKING:
     import pathlib
@@ -229,12 +230,6 @@ def block(protocol: str, port: int, tls: str = "none") -> str:
         f'[[listener]]\nprotocol = "{protocol}"\naddress = "127.0.0.1:{port}"\n'
         f'tls = "{tls}"\n'
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def test_listeners_come_and_go(ours: daemon.Daemon) -> None:

@@ -22,7 +22,8 @@ import pytest
 
 from tests.lib import daemon
 from tests.lib.knot import Knot
-from tests.lib.postfix import Postfix, free_port
+from tests.lib.ports import free_port
+from tests.lib.postfix import Postfix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
-import random
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
+
+from tests.lib import ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,56 +23,8 @@ if TYPE_CHECKING:
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "mailserverd")
 OFFSETS = (24, 25, 587, 465, 143, 993, 80, 443, 9090)
+BASES = range(10000, 23600, 7)
 START_LIMIT = 30.0
-
-
-RESERVED = pathlib.Path(tempfile.gettempdir()) / "mailserverd-test-ports"
-_locks: dict[int, list[int]] = {}  # by base
-
-
-def free_base() -> int:
-    """Return a port base of which every port in use here is free, and reserve them.
-
-    Test runs beside this one respect the reservation until ``release`` or our end.
-    """
-    for _ in range(200):
-        # all below 32768, where the ports of outgoing connections begin
-        base = random.randrange(10000, 23600, 7)
-        if _reserve(base):
-            if all(_free(base + offset) for offset in OFFSETS):
-                return base
-            release(base)
-    raise RuntimeError("no free ports")
-
-
-def _reserve(base: int) -> bool:
-    RESERVED.mkdir(exist_ok=True)
-    _locks[base] = []
-    for offset in OFFSETS:
-        path = RESERVED / str(base + offset)
-        _locks[base].append(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        try:
-            fcntl.flock(_locks[base][-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            release(base)
-            return False
-    return True
-
-
-def release(base: int) -> None:
-    """Let others have the ports."""
-    for descriptor in _locks.pop(base, ()):
-        os.close(descriptor)
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @dataclasses.dataclass
@@ -186,7 +137,7 @@ def make(
     domains: tuple[str, ...] = (),
 ) -> Daemon:
     """Run ``init`` for accounts given as ``address:password``."""
-    base = free_base()
+    base = ports.free_base(BASES, OFFSETS)
     names = [arg for a in accounts for arg in ("--account", a)]
     names += [arg for d in domains for arg in ("--domain", d)]
     names += ["--hostname", hostname]
@@ -207,7 +158,7 @@ def make(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     made = Daemon(home, base)
-    weakref.finalize(made, release, base)
+    weakref.finalize(made, ports.release, base)
     return made
 
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from tests.lib.postfix import free_port
+from tests.lib.ports import free_port
 
 if TYPE_CHECKING:
     import pathlib

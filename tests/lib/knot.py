@@ -10,11 +10,9 @@ real resolver (else knot refuses).  ``update`` replaces zones while it runs.
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,6 +22,8 @@ import dns.exception
 import dns.message
 import dns.query
 import dns.rcode
+
+from tests.lib.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,20 +65,6 @@ $TTL {ttl}
 def available() -> bool:
     """Return True when knotd is installed."""
     return pathlib.Path(KNOTD).exists()
-
-
-def free_port() -> int:
-    """Return a loopback port that is free for UDP and TCP."""
-    while True:
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-            socket.socket() as tcp,
-        ):
-            udp.bind(("127.0.0.1", 0))
-            port: int = udp.getsockname()[1]
-            with contextlib.suppress(OSError):
-                tcp.bind(("127.0.0.1", port))
-                return port
 
 
 class Knot:

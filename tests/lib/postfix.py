@@ -13,12 +13,11 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from tests.lib.ports import free_port
 
 if TYPE_CHECKING:
     import pathlib
+    from collections.abc import Sequence
 
 MASTER = """
 {address}:{port} inet n - n - - smtpd
@@ -69,14 +68,6 @@ minimal_backoff_time = 1s
 maximal_backoff_time = 2s
 queue_run_delay = 1s
 """
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def with_resolver(file: pathlib.Path, nameserver: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from typing import TYPE_CHECKING
 
 from mailserverd.core.types import Envelope, Recipient
@@ -13,6 +12,7 @@ from mailserverd.services.relay import Outbound, Relay, Said
 from mailserverd.services.routes import Router, RouteSettings
 from protocols.smtp.delivery import SmtpDialer, Timeouts
 from tests.lib.clock import ManualClock
+from tests.lib.ports import free_port
 from tests.lib.sink import CLOSE, Sink
 from tests.lib.smtpsite import server_context
 from tests.lib.zones import ZoneResolver
@@ -27,12 +27,6 @@ RECORDS = {
     ("mx1.example", "A"): ["127.0.0.1"],
     ("mx2.example", "A"): ["127.0.0.2"],
 }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,8 @@ from mailserverd.net.dns import CachingResolver
 from mailserverd.services import policy, trace
 from mailserverd.services.arrival import Action, Check, Finding
 from mailserverd.services.policy import Arrival, Context, InboundPolicy, Verdict
-from tests.lib.knot import Knot, available, free_port
+from tests.lib.knot import Knot, available
+from tests.lib.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
