@@ -88,29 +88,7 @@ ADD_THREADS = Sql(
         ["account_id", "mailbox_id", "thread_id", "emails", "unread"], _per_thread
     )
 )
-SET_COUNTS = Sql(
-    MAILBOX.update()
-    .where(_b.account_id == p("a"), _b.mailbox_id == p("box"))
-    .values(
-        messages=p("n_messages"),
-        unseen=p("n_unseen"),
-        deleted=p("n_deleted"),
-        size=p("n_size"),
-        total_emails=p("n_total"),
-        unread_emails=p("n_unread"),
-        total_threads=p("n_threads"),
-        unread_threads=p("n_unread_threads"),
-        modseq=p("m"),
-    )
-)
-SET_USED = Sql(
-    ACCOUNT.update()
-    .where(_a.account_id == p("a"))
-    .values(
-        message_count=p("n_count"), quota_used=p("n_size"), mailbox_modseq=_a.modseq
-    )
-)
-_NAMES = (
+_NAMES = (  # of the counters, in the order of ``_recount``
     "messages",
     "unseen",
     "deleted",
@@ -120,15 +98,17 @@ _NAMES = (
     "total_threads",
     "unread_threads",
 )
-_PARAMS = (
-    "n_messages",
-    "n_unseen",
-    "n_deleted",
-    "n_size",
-    "n_total",
-    "n_unread",
-    "n_threads",
-    "n_unread_threads",
+SET_COUNTS = Sql(
+    MAILBOX.update()
+    .where(_b.account_id == p("a"), _b.mailbox_id == p("box"))
+    .values(modseq=p("m"), **{name: p(f"n_{name}") for name in _NAMES})
+)
+SET_USED = Sql(
+    ACCOUNT.update()
+    .where(_a.account_id == p("a"))
+    .values(
+        message_count=p("n_count"), quota_used=p("n_size"), mailbox_modseq=_a.modseq
+    )
 )
 
 
@@ -202,7 +182,7 @@ def repair_counters(tx: Tx, account: int, _: None) -> int:
     tx.run(DROP_THREADS, params)
     tx.run(ADD_THREADS, params)
     for box, right in _recount(tx, account).items():
-        values = dict(zip(_PARAMS, right, strict=True))
+        values = {f"n_{n}": v for n, v in zip(_NAMES, right, strict=True)}
         tx.run(SET_COUNTS, {**params, "box": box, "m": modseq, **values})
     used = tx.one(USED, params) or (0, 0)
     tx.run(SET_USED, {**params, "n_count": used[0], "n_size": used[1]})

@@ -38,6 +38,16 @@ def _rule(*columns: Any, where: Any, start: Any = None) -> Sql:
     return Sql(found.where(where).limit(MAX_FINDINGS + 1))
 
 
+def _member_rule(broken: Any, start: Any = None) -> Sql:
+    """Return a rule that shows (mailbox, uid) of the account's memberships."""
+    return _rule(
+        _me.mailbox_id,
+        _me.uid,
+        where=and_(_me.account_id == p("a"), broken),
+        start=start,
+    )
+
+
 def _same_email(left: Any, right: Any) -> Any:
     return and_(left.account_id == right.account_id, left.email_id == right.email_id)
 
@@ -141,23 +151,16 @@ RULES: tuple[tuple[str, Sql], ...] = (
     ),
     (
         "uid not below uidnext (mailbox, uid)",
-        _rule(
-            _me.mailbox_id,
-            _me.uid,
-            start=MAILBOX_EMAIL.join(MAILBOX, _same_box(_b, _me)),
-            where=and_(_me.account_id == p("a"), _me.uid >= _b.uidnext),
+        _member_rule(
+            _me.uid >= _b.uidnext,
+            MAILBOX_EMAIL.join(MAILBOX, _same_box(_b, _me)),
         ),
     ),
     (
         "change above highestmodseq (mailbox, uid)",
-        _rule(
-            _me.mailbox_id,
-            _me.uid,
-            start=_members.join(MAILBOX, _same_box(_b, _me)),
-            where=and_(
-                _me.account_id == p("a"),
-                or_(_me.modseq > _b.highestmodseq, _es.flags_modseq > _b.highestmodseq),
-            ),
+        _member_rule(
+            or_(_me.modseq > _b.highestmodseq, _es.flags_modseq > _b.highestmodseq),
+            _members.join(MAILBOX, _same_box(_b, _me)),
         ),
     ),
     (
@@ -171,63 +174,34 @@ RULES: tuple[tuple[str, Sql], ...] = (
     ),
     (
         "membership newer than its email (mailbox, uid)",
-        _rule(
-            _me.mailbox_id,
-            _me.uid,
-            start=_members,
-            where=and_(
-                _me.account_id == p("a"),
-                or_(_me.modseq > _es.modseq, _es.flags_modseq > _es.modseq),
-            ),
+        _member_rule(
+            or_(_me.modseq > _es.modseq, _es.flags_modseq > _es.modseq), _members
         ),
     ),
     (
         "membership without a mailbox (mailbox, uid)",
-        _rule(
-            _me.mailbox_id,
-            _me.uid,
-            where=and_(
-                _me.account_id == p("a"), _none(_same_box(_b, _me), MAILBOX_EMAIL)
-            ),
-        ),
+        _member_rule(_none(_same_box(_b, _me), MAILBOX_EMAIL)),
     ),
     (
         "membership without an email (mailbox, uid)",
-        _rule(
-            _me.mailbox_id,
-            _me.uid,
-            where=and_(
-                _me.account_id == p("a"), _none(_same_email(_es, _me), MAILBOX_EMAIL)
-            ),
-        ),
+        _member_rule(_none(_same_email(_es, _me), MAILBOX_EMAIL)),
     ),
     (
         "membership that repeats its email wrongly (mailbox, uid)",
-        _rule(
-            _me.mailbox_id,
-            _me.uid,
-            start=_members,
-            where=and_(
-                _me.account_id == p("a"),
-                or_(
-                    _me.thread_id != _es.thread_id,
-                    _me.received_at != _es.received_at,
-                    _me.unseen != 1 - _es.system.op("&")(SEEN),
-                ),
+        _member_rule(
+            or_(
+                _me.thread_id != _es.thread_id,
+                _me.received_at != _es.received_at,
+                _me.unseen != 1 - _es.system.op("&")(SEEN),
             ),
+            _members,
         ),
     ),
     (
         "email twice in one mailbox (mailbox, uid)",
-        _rule(
-            _me.mailbox_id,
-            _me.uid,
-            start=MAILBOX_EMAIL.join(_twin, _same_email(_twin.c, _me)),
-            where=and_(
-                _me.account_id == p("a"),
-                _twin.c.mailbox_id == _me.mailbox_id,
-                _twin.c.uid > _me.uid,
-            ),
+        _member_rule(
+            and_(_twin.c.mailbox_id == _me.mailbox_id, _twin.c.uid > _me.uid),
+            MAILBOX_EMAIL.join(_twin, _same_email(_twin.c, _me)),
         ),
     ),
     (
@@ -274,11 +248,7 @@ RULES: tuple[tuple[str, Sql], ...] = (
     ),
     (
         "deleted mark out of range (mailbox, uid)",
-        _rule(
-            _me.mailbox_id,
-            _me.uid,
-            where=and_(_me.account_id == p("a"), _me.deleted.not_in((0, 1))),
-        ),
+        _member_rule(_me.deleted.not_in((0, 1))),
     ),
 )
 
