@@ -36,16 +36,15 @@ class Command:
     ``run`` returns the text behind ``OK`` (``[CODE] text``), or None for the usual
     one.  It raises WireError (BAD), Refused or MailError (NO).
 
-    ``uses_seqs``: its arguments hold message sequence numbers.  ``breaks_seqs``: its
-    responses may hold EXPUNGE, which renumbers; False for FETCH, STORE and SEARCH
-    (RFC 9051 section 7.5.1).  ``news`` False: says nothing of the selected mailbox.
-    ``timed`` False: lasts as long as the client likes, and is not measured.
+    ``breaks_seqs``: its responses may hold EXPUNGE, which renumbers; False for FETCH,
+    STORE and SEARCH (RFC 9051 section 7.5.1).  ``news`` False: says nothing of the
+    selected mailbox.  ``timed`` False: lasts as long as the client likes, and is not
+    measured.
     """
 
     name: str
     states: frozenset[State]
     run: Callable[[Context, Cursor], Awaitable[bytes | None]]
-    uses_seqs: bool = False
     breaks_seqs: bool = True
     news: bool = True
     timed: bool = True

@@ -68,8 +68,3 @@ def _check(keywords: set[str]) -> None:
 def flag_list(args: Cursor) -> list[str]:
     """``flag-list``: in parentheses, perhaps empty."""
     return args.group(args.flag, empty=True)
-
-
-def keyword(name: str) -> str:
-    """Return a keyword as it is stored."""
-    return name.lower()

@@ -402,11 +402,6 @@ class Selected:
         """Note changes that the client made and does not want to hear of."""
         self._known.update((row[0], row[2]) for row in rows)
 
-    @property
-    def has_news(self) -> bool:
-        """True when ``sync`` would have something to say."""
-        return self._tick != self.view.tick or bool(self._pending)
-
     def sync(self, *, expunge: bool, form: Form) -> bytes:
         """Return the untagged responses that bring the client up to date."""
         view = self.view

@@ -25,5 +25,5 @@ async def _run(context: Context, args: Cursor, *, uid: bool) -> bytes | None:
     return code and code + b" COPY completed"
 
 
-COPY = Command("COPY", SELECTED, _copy, uses_seqs=True)
+COPY = Command("COPY", SELECTED, _copy)
 UID_COPY = Command("UID COPY", SELECTED, _uid_copy)

@@ -121,5 +121,5 @@ async def _send_vanished(context: Context, wanted: SequenceSet, since: int) -> N
         context.send(line)
 
 
-FETCH = Command("FETCH", SELECTED, _fetch, uses_seqs=True, breaks_seqs=False)
+FETCH = Command("FETCH", SELECTED, _fetch, breaks_seqs=False)
 UID_FETCH = Command("UID FETCH", SELECTED, _uid_fetch)

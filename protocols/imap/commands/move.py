@@ -36,5 +36,5 @@ async def _run(context: Context, args: Cursor, *, uid: bool) -> bytes | None:
     return None
 
 
-MOVE = Command("MOVE", SELECTED, _move, uses_seqs=True)
+MOVE = Command("MOVE", SELECTED, _move)
 UID_MOVE = Command("UID MOVE", SELECTED, _uid_move)

@@ -157,5 +157,5 @@ def _to_save(options: frozenset[str], uids: list[int]) -> list[sequence.Range]:
     return list(sequence.compress(uids))
 
 
-SEARCH = Command("SEARCH", SELECTED, _search, uses_seqs=True, breaks_seqs=False)
+SEARCH = Command("SEARCH", SELECTED, _search, breaks_seqs=False)
 UID_SEARCH = Command("UID SEARCH", SELECTED, _uid_search)

@@ -144,5 +144,5 @@ def _modified(context: Context, result: StoreResult, *, uid: bool) -> bytes:
     return b"[MODIFIED %b] Conditional STORE failed" % failed
 
 
-STORE = Command("STORE", SELECTED, _store, uses_seqs=True, breaks_seqs=False)
+STORE = Command("STORE", SELECTED, _store, breaks_seqs=False)
 UID_STORE = Command("UID STORE", SELECTED, _uid_store)

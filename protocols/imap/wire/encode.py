@@ -35,11 +35,6 @@ def string(value: bytes) -> bytes:
     return quoted(value) if _QUOTED_ASCII.fullmatch(value) else literal(value)
 
 
-def nstring(value: bytes | None) -> bytes:
-    """Return a string, or ``NIL`` for None."""
-    return b"NIL" if value is None else string(value)
-
-
 def astring(value: bytes) -> bytes:
     """Return an atom where possible, else a string."""
     if _ATOM.fullmatch(value) and value.upper() != b"NIL":

@@ -154,11 +154,6 @@ class Reader:
         """Octets that arrived and were not yet handed out."""
         return len(self._buffer)
 
-    @property
-    def between_commands(self) -> bool:
-        """True when no command has begun."""
-        return self._state is _State.LINE and not self._pieces and not self._buffer
-
     def next(self) -> Event | None:
         """Return the next event, or None when more bytes (or a decision) are needed."""
         while True:

@@ -7,8 +7,6 @@ found by bisecting the arrays of the view.
 from __future__ import annotations
 
 import dataclasses
-from array import array
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from protocols.imap.wire.errors import WireError
@@ -39,12 +37,6 @@ class SequenceSet:
             (largest if low == STAR else low, largest if high == STAR else high)
             for low, high in self.ranges
         )
-
-    def encode(self) -> bytes:
-        """Return the set as written."""
-        if self.saved:
-            return b"$"
-        return b",".join(map(_encode_range, self.ranges))
 
 
 def normalise(ranges: Iterable[Range]) -> list[Range]:
@@ -87,8 +79,8 @@ def _parse_number(text: bytes) -> int:
 
 
 def _encode_range(item: Range) -> bytes:
-    low, high = (b"*" if n == STAR else b"%d" % n for n in item)
-    return low if low == high else low + b":" + high
+    low, high = item
+    return b"%d" % low if low == high else b"%d:%d" % item
 
 
 def compress(numbers: Iterable[int]) -> Iterator[Range]:
@@ -132,8 +124,3 @@ def encode_pairs(numbers: Sequence[int], others: Sequence[int]) -> tuple[bytes, 
         b",".join(_encode_range((run[0], run[1])) for run in runs),
         b",".join(_encode_range((run[2], run[3])) for run in runs),
     )
-
-
-def expand(ranges: Iterable[Range]) -> array[int]:
-    """Return every number of ranges that are known to be small."""
-    return array("I", chain.from_iterable(range(a, b + 1) for a, b in ranges))

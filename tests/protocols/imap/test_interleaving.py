@@ -69,7 +69,8 @@ class Player:
                 del self.uids[int(words[1]) - 1]
             elif words[1] == b"VANISHED":
                 assert expunge, line
-                self.vanish(set(sequence.expand(sequence.parse(words[2]).resolve(0))))
+                gone = sequence.parse(words[2]).resolve(0)
+                self.vanish({uid for a, b in gone for uid in range(a, b + 1)})
             elif match := FETCHED.match(line.partition(b"\r\n")[0] + b")"):
                 self.note(int(match[1]), match[2])
 

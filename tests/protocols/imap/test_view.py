@@ -122,7 +122,8 @@ class Client:
         elif match := VANISHED.fullmatch(line):
             assert expunge
             assert self.form & Form.VANISHED
-            gone = set(sequence.expand(sequence.parse(match[1]).resolve(0)))
+            ranges = sequence.parse(match[1]).resolve(0)
+            gone = {uid for low, high in ranges for uid in range(low, high + 1)}
             assert gone <= set(self.uids)
             self.uids = [uid for uid in self.uids if uid not in gone]
         elif match := EXISTS.fullmatch(line):
@@ -172,7 +173,6 @@ def test_clients_converge(seed: int) -> None:
         client.sync(expunge=False)
         client.sync(expunge=True)
         client.check(mailbox)
-        assert not client.selected.has_news
         assert client.selected.sync(expunge=True, form=client.form) == b""
 
 
@@ -288,4 +288,6 @@ def test_uid_ranges(uids: set[int], ranges: list[tuple[int, int]]) -> None:
     )
     merged = sequence.normalise(ranges)
     found = selected.uids_of(selected.by_uid(merged))
-    assert list(found) == sorted(uids & set(sequence.expand(merged)))
+    assert list(found) == sorted(
+        uid for uid in uids if any(low <= uid <= high for low, high in merged)
+    )

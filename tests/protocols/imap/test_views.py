@@ -148,7 +148,8 @@ def test_refreshes_are_shared_by_those_who_came_before() -> None:
         source.arrive(1)
         await asyncio.gather(*(views.refresh(selected) for selected in sessions))
         assert source.deltas == 2  # the first, and one for all who came meanwhile
-        assert all(selected.has_news for selected in sessions)
+        news = [s.sync(expunge=True, form=Form.PLAIN) for s in sessions]
+        assert news == [b"* 4 EXISTS\r\n"] * 10
 
     asyncio.run(main())
 
