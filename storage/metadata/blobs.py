@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata.accounts import read_state
 from storage.metadata.deliver import ADD_BLOB, blob_row
+from storage.metadata.messages import BLOB_COLUMNS
 from storage.metadata.sql import Sql, inline, p
 from storage.metadata.tables import BLOB, BLOB_OWNER, EMAIL, OWNER_UPLOAD
 from storage.model import BlobRef
@@ -28,16 +29,6 @@ MAX_UPLOADS = 1000  # live ones of an account
 MAX_UPLOAD_OCTETS = 1 << 30
 
 _b, _e, _o = BLOB.c, EMAIL.c, BLOB_OWNER.c
-_ref = (
-    _b.hash,
-    _b.store,
-    _b.segment,
-    _b.offset,
-    _b.length,
-    _b.size,
-    _b.codec,
-    _b.key,
-)
 MINE = Sql(
     union_all(
         select(_e.email_id).where(_e.hash == p("hash"), _e.account_id == p("a")),
@@ -86,11 +77,16 @@ _owned = or_(
     exists().where(_e.hash == _b.hash).correlate(BLOB),
     exists().where(_o.hash == _b.hash).correlate(BLOB),
 )
-OWNED = Sql(select(*_ref).where(_b.hash == p("hash"), _owned))
-PLACED = Sql(select(*_ref).where(_b.hash == p("hash")))
-LISTED = Sql(select(*_ref).where(_b.hash > p("after")).order_by(_b.hash).limit(p("n")))
+OWNED = Sql(select(*BLOB_COLUMNS).where(_b.hash == p("hash"), _owned))
+PLACED = Sql(select(*BLOB_COLUMNS).where(_b.hash == p("hash")))
+LISTED = Sql(
+    select(*BLOB_COLUMNS).where(_b.hash > p("after")).order_by(_b.hash).limit(p("n"))
+)
 UNOWNED = Sql(
-    select(*_ref).where(_b.hash > p("after"), ~_owned).order_by(_b.hash).limit(p("n"))
+    select(*BLOB_COLUMNS)
+    .where(_b.hash > p("after"), ~_owned)
+    .order_by(_b.hash)
+    .limit(p("n"))
 )
 FORGET = Sql(delete(BLOB).where(_b.hash == p("hash"), ~_owned))
 MOVE = Sql(

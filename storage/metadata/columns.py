@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, select
 
 from mailserverd.core.errors import Kind, MailError
+from storage.metadata.messages import BLOB_COLUMNS
 from storage.metadata.sql import InIds, Sql, ids, inline, p
 from storage.metadata.tables import BLOB, EMAIL, EMAIL_STATE, MAILBOX_EMAIL
 from storage.model import BlobRef
@@ -33,16 +34,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "bodystructure": (_e.bodystructure,),
     "list_json": (_e.list_json,),
     "part_table": (_e.part_table,),
-    "blob": (
-        _e.hash,
-        _bl.store,
-        _bl.segment,
-        _bl.offset,
-        _bl.length,
-        _bl.size,
-        _bl.codec,
-        _bl.key,
-    ),
+    "blob": (_e.hash, *BLOB_COLUMNS[1:]),
 }
 """What may be asked for; ``blob`` comes as a ``BlobRef``."""
 SPARSE = 4  # a range scan may pass this many uids per uid wanted

@@ -198,7 +198,7 @@ _WIDE = {
     _e.list_json: Column.LIST,
     _e.part_table: Column.PARTS,
 }
-_blob = (
+BLOB_COLUMNS = (  # the fields of ``BlobRef`` in order
     _bl.hash,
     _bl.store,
     _bl.segment,
@@ -226,7 +226,7 @@ def _columns(columns: Column) -> list[Any]:
     return [
         _es.email_id,
         _es.thread_id,
-        *(_blob if basic else [literal(0)] * len(_blob)),
+        *(BLOB_COLUMNS if basic else [literal(0)] * len(BLOB_COLUMNS)),
         _es.size,
         _e.header_size if basic else literal(0),
         _es.received_at,

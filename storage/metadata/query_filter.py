@@ -13,7 +13,7 @@ from sqlalchemy import select
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata.sql import InIds, Sql, ids, p
 from storage.metadata.tables import EMAIL_STATE, MAILBOX_EMAIL
-from storage.model import SYSTEM_KEYWORDS, Condition, Filter, Operator
+from storage.model import SYSTEM_KEYWORDS, Condition, Filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,9 +69,14 @@ def threads_having(tx: Tx, account: int, keyword: str) -> tuple[set[int], set[in
 
 def build(tx: Tx, account: int, tree: Filter) -> Test:
     """Return a function that tells whether a row passes the filter."""
+    return combine(tree, lambda leaf: _leaf(tx, account, leaf))
+
+
+def combine(tree: Filter, leaf: Callable[[Condition], Test]) -> Test:
+    """Return the test for a filter, made of those of its leaves; UNSUPPORTED."""
     if isinstance(tree, Condition):
-        return _leaf(tx, account, tree)
-    tests = [build(tx, account, part) for part in tree.conditions]
+        return leaf(tree)
+    tests = [combine(part, leaf) for part in tree.conditions]
     match tree.op:
         case "AND":
             return lambda row: all(test(row) for test in tests)
@@ -79,10 +84,11 @@ def build(tx: Tx, account: int, tree: Filter) -> Test:
             return lambda row: any(test(row) for test in tests)
         case "NOT":
             return lambda row: not any(test(row) for test in tests)
-    raise _unknown(tree)
+    raise unknown(tree)
 
 
-def _unknown(tree: Condition | Operator) -> MailError:
+def unknown(tree: Filter) -> MailError:
+    """Return the error for a condition or operator that there is not."""
     return MailError(Kind.UNSUPPORTED, f"unknown filter: {tree.op}")
 
 
@@ -104,7 +110,7 @@ def _leaf(tx: Tx, account: int, leaf: Condition) -> Test:
             rows = tx.all(ELSEWHERE, {"a": account, "boxes": ids(value)})
             inside = frozenset(row[0] for row in rows)
         case _:
-            raise _unknown(leaf)
+            raise unknown(leaf)
     return lambda row: row[EMAIL] in inside
 
 

@@ -11,13 +11,13 @@ from mailserverd.core.errors import Kind, MailError
 from storage.metadata import edit_sql
 from storage.metadata.accounts import read_state, release, take
 from storage.metadata.query import window
+from storage.metadata.query_filter import combine, unknown
 from storage.metadata.sql import InIds, Sql, ids, p
 from storage.metadata.tables import ACCOUNT, SUBMISSION, TYPE_SUBMISSION
 from storage.model import (
     AccountState,
     Condition,
     EmailQuery,
-    Filter,
     QueryResult,
     Sort,
     SubmissionRow,
@@ -168,7 +168,7 @@ def query(tx: Tx, account: int, args: EmailQuery) -> QueryResult:
     Conditions: identity_ids email_ids thread_ids (tuples), undo_status(str),
     before after (send_at < / >=).  Comparators: emailId threadId sentAt.
     """
-    test = _build(args.filter) if args.filter is not None else None
+    test = combine(args.filter, _leaf) if args.filter is not None else None
     rows = [row for row in tx.all(FACTS, {"a": account}) if test is None or test(row)]
     order: Sequence[Sort] = args.sort
     rows.sort(reverse=bool(order) and not order[0].ascending)
@@ -180,20 +180,10 @@ def query(tx: Tx, account: int, args: EmailQuery) -> QueryResult:
     return window(args, [row[0] for row in rows], read_state(tx, account))
 
 
-def _build(tree: Filter) -> Test:
-    if isinstance(tree, Condition):
-        if tree.op not in _TESTS:
-            raise MailError(Kind.UNSUPPORTED, f"unknown filter: {tree.op}")
-        return _TESTS[tree.op](tree.value)
-    tests = [_build(part) for part in tree.conditions]
-    match tree.op:
-        case "AND":
-            return lambda row: all(test(row) for test in tests)
-        case "OR":
-            return lambda row: any(test(row) for test in tests)
-        case "NOT":
-            return lambda row: not any(test(row) for test in tests)
-    raise MailError(Kind.UNSUPPORTED, f"unknown filter: {tree.op}")
+def _leaf(leaf: Condition) -> Test:
+    if leaf.op not in _TESTS:
+        raise unknown(leaf)
+    return _TESTS[leaf.op](leaf.value)
 
 
 _TESTS: dict[str, Callable[[Any], Test]] = {
