@@ -19,7 +19,7 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COMMAND = [sys.executable, "-m", "mailserverd"]
+COMMAND = [str(pathlib.Path(sys.executable).with_name("mailserverd"))]
 ALICE, BOB, PASSWORD = "alice@example.test", "bob@example.test", "quickstart"
 PORTS = (24, 25, 587, 465, 143, 993, 80, 443, 9090)
 
@@ -27,9 +27,14 @@ PORTS = (24, 25, 587, 465, 143, 993, 80, 443, 9090)
 def choose_base(wanted: int | None) -> int:
     """Return a base whose ports are free."""
     for base in [wanted] if wanted else range(20000, 50000, 1000):
-        if all(_free(base + port) for port in PORTS):
+        if all_free(base):
             return base
     sys.exit(f"quickstart: ports from {wanted or 20000} are taken; say --port-base N")
+
+
+def all_free(base: int) -> bool:
+    """Return whether nothing listens on any port of this base."""
+    return all(_free(base + port) for port in PORTS)
 
 
 def _free(port: int) -> bool:
@@ -46,18 +51,25 @@ def instance(wanted: int | None) -> tuple[pathlib.Path, int]:
     home, note = ROOT / "var", ROOT / "var/port-base"
     if note.exists():
         base = int(note.read_text())
-        if wanted in {None, base}:
-            print(f"using the instance in {home}")
-            return home, base
-        sys.exit(
-            f"quickstart: {home} was made with --port-base {base}; remove it first"
-        )
+        if wanted not in {None, base}:
+            sys.exit(
+                f"quickstart: {home} was made with --port-base {base}; remove it first"
+            )
+        if not all_free(base):
+            sys.exit(
+                f"quickstart: ports from {base} are taken: does the instance in "
+                f"{home} run already?"
+            )
+        print(f"using the instance in {home}")
+        return home, base
     base = choose_base(wanted)
     print(f"making an instance in {home} ...")
     accounts = [x for a in (ALICE, BOB) for x in ("--account", f"{a}:{PASSWORD}")]
-    subprocess.run(
-        [*COMMAND, "init", str(home), "--port-base", str(base), *accounts], check=True
+    made = subprocess.run(
+        [*COMMAND, "init", str(home), "--port-base", str(base), *accounts], check=False
     )
+    if made.returncode:
+        sys.exit(made.returncode)  # it has said why
     note.write_text(f"{base}\n")
     return home, base
 
@@ -138,16 +150,35 @@ connect a mail client (the certificate is self-signed)
   submission          127.0.0.1 port {base + 465} (TLS) or {base + 587} (STARTTLS)
   JMAP                http://127.0.0.1:{base + 80}/.well-known/jmap
   metrics             http://127.0.0.1:{base + 9090}/metrics
-  commands            mailserverd account list --config {home}/mailserverd.toml
+  commands            {COMMAND[0]} account list --config {home}/mailserverd.toml
   log                 {home}/daemon.log""")
+
+
+def show(base: int, daemon: subprocess.Popen[bytes], log: pathlib.Path) -> None:
+    """Send a message and print how it is read."""
+    wait_for(base + 25, daemon, log)
+    message_id = send(base)
+    print(f"sent by SMTP: {message_id}")
+    print("read by IMAP:\n")
+    print(read_imap(base, message_id).decode(errors="replace"))
+    print(f"read by JMAP: {json.dumps(read_jmap(base), indent=2)}")
+
+
+def stop(_signal: int, _frame: object) -> None:
+    """Leave through every ``finally``: the daemon ends with this script."""
+    sys.exit(0)
 
 
 def main() -> int:
     """Do everything once, then keep running unless --once."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="quickstart", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop after the check")
-    parser.add_argument("--port-base", type=int, default=None)
+    parser.add_argument("--port-base", type=int, metavar="N", help="1024 to 56445")
     args = parser.parse_args()
+    if args.port_base is not None and not 1024 <= args.port_base <= 56445:
+        parser.error("--port-base must be from 1024 to 56445")
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     home, base = instance(args.port_base)
     log = home / "daemon.log"
     with log.open("wb") as output:
@@ -157,18 +188,12 @@ def main() -> int:
             stderr=output,
         )
     try:
-        wait_for(base + 25, daemon, log)
-        message_id = send(base)
-        print(f"sent by SMTP: {message_id}")
-        print("read by IMAP:\n")
-        print(read_imap(base, message_id).decode(errors="replace"))
-        print(f"read by JMAP: {json.dumps(read_jmap(base), indent=2)}")
-        if not args.once:
-            explain(home, base)
-            print("\nrunning; Ctrl-C stops it", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                return daemon.wait()
-        return 0
+        show(base, daemon, log)
+        if args.once:
+            return 0
+        explain(home, base)
+        print("\nrunning; Ctrl-C stops it", flush=True)
+        return daemon.wait()
     finally:
         if daemon.poll() is None:
             daemon.send_signal(signal.SIGTERM)
