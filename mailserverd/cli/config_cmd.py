@@ -54,8 +54,12 @@ def check(config: str, as_json: bool) -> None:
 @common.options
 def example_(config: str, as_json: bool) -> None:
     """Print a commented example file."""
+    from mailserverd.cli.init import PUBLIC_PORTS  # noqa: PLC0415 - heavy imports
+
     del config  # whatever it says
-    text = example(Settings, INTRO)
+    keys = ("protocol", "address", "tls")
+    others = [dict(zip(keys, row, strict=True)) for row in PUBLIC_PORTS[1:]]
+    text = example(Settings, INTRO, {"listener": others})
     if as_json:
         common.emit({"text": text})
     else:

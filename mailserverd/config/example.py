@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mailserverd.config.schema import REQUIRED, Option
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
-def example(cls: type[Any], intro: str) -> str:
-    """Return a commented TOML file with every key, its meaning and its default."""
+
+def example(
+    cls: type[Any],
+    intro: str,
+    more: Mapping[str, Iterable[Mapping[str, object]]] | None = None,
+) -> str:
+    """Return a commented TOML file with every key, its meaning and its default.
+
+    ``more`` names further tables, without comments, of an array of tables.
+    """
     lines = _comment(intro)
     for field in dataclasses.fields(cls):
         known: Option = field.metadata["option"]
@@ -19,6 +29,8 @@ def example(cls: type[Any], intro: str) -> str:
             raise TypeError(f"{field.name}: the root holds tables only")
         header = f"[{field.name}]" if known.table else f"[[{field.name}]]"
         lines += ["", *_comment(known.doc), header, *_keys(nested)]
+        for row in (more or {}).get(field.name, ()):
+            lines += ["", header, *(f"{key} = {toml(row[key])}" for key in row)]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from mailserverd.cli import main
+from mailserverd.cli.init import PUBLIC_PORTS, configuration
 from mailserverd.settings import PROTOCOLS
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -43,6 +44,13 @@ def test_the_example_file_lacks_nothing_but_the_certificate() -> None:
     )
 
 
+def test_the_example_file_opens_the_ports_that_init_opens() -> None:
+    example = tomllib.loads((ROOT / "etc/mailserverd.toml").read_text())
+    made = tomllib.loads(configuration("mail.example.org", None))
+    assert example["listener"] == made["listener"]
+    assert len(made["listener"]) == len(PUBLIC_PORTS)
+
+
 def test_every_default_in_the_example_file_is_what_it_says(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -53,7 +61,8 @@ def test_every_default_in_the_example_file_is_what_it_says(
     tomllib.loads(active)
     for name, content in (("plain", text), ("active", active)):
         cut = re.sub(r"\[\[certificate\]\](.|\n)*?(?=\n\[)", "", content)
-        (tmp_path / f"{name}.toml").write_text(cut.replace("starttls", "none"))
+        without_tls = cut.replace("starttls", "none").replace("implicit", "none")
+        (tmp_path / f"{name}.toml").write_text(without_tls)
     found = [
         CliRunner().invoke(
             main, ["config", "diff", "--json", "--config", str(tmp_path / name)]
