@@ -78,24 +78,27 @@ def init(
     as_json = flags["as_json"]
     named = [a.partition(":")[0].rpartition("@")[2] for a in accounts]
     wanted = list(dict.fromkeys((*domains, *named)))
-    name = hostname or ("localhost" if port_base else _default_name(wanted))
     try:
+        name = hostname or ("localhost" if port_base else _default_name(wanted))
         _refuse_existing(directory)
         text = configuration(_checked(name), port_base)
+        result: dict[str, Any] = {
+            "config": str(directory / "mailserverd.toml"),
+            "hostname": name,
+            "domains": wanted,
+        }
         if flags["dry_run"]:
-            click.echo(text, nl=False)
+            if as_json:
+                common.emit(result | {"dry_run": True, "text": text})
+            else:
+                click.echo(text, nl=False)
             return
         with _undone_on_error(directory):
             _write(directory, text, name)
             made = asyncio.run(_fill(directory, wanted, accounts))
     except MailError as error:
         common.fail(error, as_json=as_json)
-    result = {
-        "config": str(directory / "mailserverd.toml"),
-        "hostname": name,
-        "domains": wanted,
-        "accounts": made,
-    }
+    result["accounts"] = made
     if as_json:
         common.emit(result)
     else:
@@ -139,12 +142,19 @@ def _checked(hostname: str) -> str:
 
 
 def _refuse_existing(directory: pathlib.Path) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise MailError(Kind.ALREADY_EXISTS, f"{directory} is not a directory")
-    if directory.is_dir() and any(directory.iterdir()):
-        raise MailError(
-            Kind.ALREADY_EXISTS, f"{directory} is not empty: name a new directory"
-        )
+    try:
+        if any(directory.iterdir()):
+            raise MailError(
+                Kind.ALREADY_EXISTS, f"{directory} is not empty: name a new directory"
+            )
+    except FileNotFoundError:
+        pass  # made later
+    except NotADirectoryError:
+        text = f"{directory} is not a directory, or lies below a file"
+        raise MailError(Kind.ALREADY_EXISTS, text) from None
+    except OSError as error:
+        text = f"cannot read {directory}: {error.strerror}"
+        raise MailError(Kind.FORBIDDEN, text) from None
 
 
 @contextlib.contextmanager
@@ -156,7 +166,7 @@ def _undone_on_error(directory: pathlib.Path) -> Iterator[None]:
     except BaseException:
         for path in directory.iterdir() if directory.exists() else ():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not existed:
+        if not existed and directory.exists():
             directory.rmdir()
         raise
 
@@ -226,6 +236,9 @@ def _show(result: dict[str, Any]) -> None:
             f"account        {account['address']}"
             + (f"  password {generated}" if generated else "")
         )
-    name = pathlib.Path(sys.argv[0]).name
-    program = "python -m mailserverd" if name == "__main__.py" else name
+    program = sys.argv[0]
+    if program.endswith("__main__.py"):
+        program = f"{sys.executable} -m mailserverd"
+    elif shutil.which(name := pathlib.Path(program).name):
+        program = name
     click.echo(f"start it with  {program} run --config {result['config']}")
