@@ -34,7 +34,7 @@ def _password(given: str, file: pathlib.Path | None) -> tuple[str, bool]:
     if given:
         return given, False
     if file is not None:
-        return file.read_text(encoding="utf-8").splitlines()[0], False
+        return _first_line(file), False
     if not sys.stdin.isatty():
         line = sys.stdin.readline().rstrip("\r\n")
         if line:
@@ -50,6 +50,18 @@ def _password(given: str, file: pathlib.Path | None) -> tuple[str, bool]:
         if asked:
             return asked, False
     return secrets.token_urlsafe(GENERATED), True
+
+
+def _first_line(file: pathlib.Path) -> str:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        text = f"{file} is not UTF-8 text"
+    else:
+        if lines and lines[0]:
+            return lines[0]
+        text = f"the first line of {file} is empty"
+    raise click.BadParameter(text, param_hint="--password-file")
 
 
 def _show_password(address: str, result: dict[str, Any]) -> None:
@@ -222,9 +234,10 @@ def quota(
     address: str, octets: str | None, dry_run: bool, config: str, as_json: bool
 ) -> None:
     """Show or set a quota: octets, "5 GB", or 0 for none."""
+    wanted = None if octets is None else _octets(octets)
 
     def show(result: dict[str, Any]) -> None:
-        limit = result["quota"] or "unlimited"
+        limit = (result["quota"] if wanted is None else wanted) or "unlimited"
         click.echo(f"{result['address']}  used {result['used']} of {limit}")
 
     common.run(
@@ -233,7 +246,7 @@ def quota(
         as_json=as_json,
         show=show,
         address=address,
-        quota=None if octets is None else _octets(octets),
+        quota=wanted,
         dry_run=dry_run,
     )
 
@@ -242,5 +255,5 @@ def _octets(text: str) -> int:
     try:
         parsed: int = kinds.size.parse(int(text) if text.isdigit() else text)
     except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+        raise click.BadParameter(str(error), param_hint="quota") from None
     return parsed

@@ -38,7 +38,7 @@ def options(function: F) -> F:
         click.option(
             "--config",
             "config",
-            default=lambda: os.environ.get("MAILSERVERD_CONFIG", DEFAULT_PATH),
+            default=lambda: os.environ.get("MAILSERVERD_CONFIG") or DEFAULT_PATH,
             show_default=DEFAULT_PATH,
             help="The configuration file.",
         ),
@@ -86,6 +86,8 @@ def run(
     if as_json:
         emit({**result, **add} if add else result)
     else:
+        if args.get("dry_run"):
+            click.echo("dry run, nothing is changed; it would say:")
         show(result)
     return result
 
@@ -141,12 +143,13 @@ def table(title: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """Print rows as an aligned table."""
     from rich.console import Console  # noqa: PLC0415 - only when shown
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     shown = Table(box=None, pad_edge=False)
     for name in title:
         shown.add_column(name, overflow="fold")
     for row in rows:
-        shown.add_row(*(str(cell) for cell in row))
+        shown.add_row(*(Text(str(cell)) for cell in row))  # as it is: no markup
     width = None if sys.stdout.isatty() else 4096
     Console(width=width).print(shown)
 

@@ -9,6 +9,8 @@ import click
 
 from mailserverd.cli import common
 
+TIMES = frozenset({"created", "expires", "next_attempt"})
+
 
 @click.group("queue")
 def group() -> None:
@@ -54,13 +56,12 @@ def show(queue_id: str, config: str, as_json: bool) -> None:
     def render(row: dict[str, Any]) -> None:
         for key, value in row.items():
             if key != "recipients":
-                click.echo(f"{key:12} {value}")
+                click.echo(f"{key:12} {_when(value) if key in TIMES else value}")
         for to in row["recipients"]:
             click.echo(f"recipient    {to['address']}")
             for key, value in to.items():
-                shown = _when(value) if key == "next_attempt" else value
                 if key != "address":
-                    click.echo(f"  {key:12} {shown}")
+                    click.echo(f"  {key:12} {_when(value) if key in TIMES else value}")
 
     common.run(config, "queue.show", as_json=as_json, show=render, id=queue_id)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -18,7 +19,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mailserverd.cli import main
+from mailserverd.cli import common, main
 from tests.lib import daemon
 from tests.lib.clients import Smtp
 
@@ -257,6 +258,11 @@ def test_a_dry_run_changes_nothing(world: World) -> None:
         done = world.run(*step, "--dry-run", "--json")
         assert done.exit_code == 0, (step, done.output, done.exception)
         json.loads(done.stdout)
+        plain = world.run(*step, "--dry-run")
+        assert plain.exit_code == 0, (step, plain.output, plain.exception)
+        assert plain.stdout.startswith("dry run, nothing is changed"), step
+        if step[:2] == ("account", "quota"):
+            assert "of 1000000" in plain.stdout
     assert (world.state() if world.where == BESIDE else world.dump()) == before
 
 
@@ -329,6 +335,34 @@ def test_passwords_come_from_files_and_standard_input(
     assert len(made["password"]) >= 16
     shown = world.run("account", "passwd", "g@example.test")
     assert shown.stdout.startswith("g@example.test  password ")
+
+
+@pytest.mark.parametrize("content", [b"", b"\nsecond line\n", b"\xff\xfe\n"])
+def test_a_password_file_without_a_password_is_refused(
+    content: bytes, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(content)
+    done = CliRunner().invoke(
+        main, ["account", "add", "f@example.test", "--password-file", str(file)]
+    )
+    assert done.exit_code == os.EX_USAGE, (done.output, done.exception)
+    assert "--password-file" in done.stderr
+    assert str(file) in done.stderr.replace("\n", "")
+
+
+def test_times_are_shown_as_times(world: World) -> None:
+    shown = world.run("queue", "show", "{id}").stdout
+    for key in ("created", "expires"):
+        assert re.search(rf"^{key} +\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\dZ$", shown, re.M)
+
+
+def test_tables_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets and colons are text, whoever wrote them."""
+    cells = ("[mx.example.org] :smile:", "no tag [/x] opens")
+    common.table(("NAME", "REPLY"), [cells])
+    shown = capsys.readouterr().out
+    assert all(cell in shown for cell in cells), shown
 
 
 def test_a_wrong_configuration_has_its_own_code(tmp_path: pathlib.Path) -> None:
