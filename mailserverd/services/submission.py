@@ -84,9 +84,7 @@ class Submission:
         access_check.check(access)
         directory = self._kernel.directory
         if address and not await directory.may_send_as(access.account, address):
-            raise MailError(
-                Kind.SENDER_REFUSED, f"{address} is not an address of yours"
-            )
+            raise MailError(Kind.SENDER_REFUSED, f"not an address of yours: {address}")
 
     async def check_recipient(self, address: str, *, size: int = 0) -> None:
         """Raise what ``Receive.check_recipient`` does, for local addresses."""
@@ -172,7 +170,7 @@ class Submission:
             if not await self._kernel.directory.may_send_as(access.account, address):
                 raise MailError(
                     Kind.SENDER_REFUSED,
-                    f"{address} in From or Sender is not an address of yours",
+                    f"not an address of yours, in From or Sender: {address}",
                 )
 
     async def _check_recipients(self, envelope: Envelope, size: int) -> None:

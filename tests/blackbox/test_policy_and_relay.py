@@ -171,6 +171,18 @@ def test_without_dns_a_message_is_deferred(world: World) -> None:
 # --- what goes out -------------------------------------------------------------------
 
 
+def test_a_refused_sender_is_named_as_it_is(world: World) -> None:
+    """A reply begins with a capital letter: never with somebody's address."""
+    other = "bob@example.test"
+    raw = f"From: {other}\r\n\r\nx\r\n".encode()
+    with Smtp(world.ours.port(465), tls=True) as smtp:
+        assert smtp.login(ALICE, PASSWORD)[0] == 235
+        for sender in (other, ALICE):  # in the envelope, in the header
+            code, text = smtp.message(raw, ALICE, sender=sender)
+            assert (code, text[:6]) == (553, "5.7.1 ")
+            assert other in text
+
+
 def test_a_null_mx_takes_no_mail(world: World) -> None:
     world.submit("x@null.test", "null")
     assert "5.1.10" in world.report_of("x@null.test")
