@@ -12,10 +12,11 @@ from mailserverd.app.stores import databases
 from mailserverd.core.errors import Kind, MailError
 from storage.engines import inspect_database, migrate_database, path_of
 from storage.metadata.meta import SCHEMAS
+from storage.metadata.queue_units import routing_domain
 from storage.queue import Entry, Page, Selection, State
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from mailserverd.app.graph import Graph
     from mailserverd.core.ports import Clock
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Progress = Callable[[dict[str, Any]], None]
 
 PAGE = 500  # messages read at once
+QUEUED, LEASED, HELD = State.QUEUED, State.LEASED, State.HELD
 
 
 class Commands:
@@ -32,14 +34,15 @@ class Commands:
     def __init__(self, settings: Settings, graph: Graph) -> None:
         self._settings = settings
         self._graph = graph
+        queue = graph.queue
         self._known: dict[str, Callable[..., Awaitable[Any]]] = {
             **graph.accounts.commands(),
             "queue.list": self._queue_list,
             "queue.show": self._queue_show,
-            "queue.retry": functools.partial(self._act, graph.queue.retry),
-            "queue.hold": functools.partial(self._act, graph.queue.hold),
-            "queue.release": functools.partial(self._act, graph.queue.release),
-            "queue.cancel": functools.partial(self._act, self._cancel),
+            "queue.retry": functools.partial(self._act, queue.retry, (QUEUED,)),
+            "queue.hold": functools.partial(self._act, queue.hold, (QUEUED, LEASED)),
+            "queue.release": functools.partial(self._act, queue.release, (HELD,)),
+            "queue.cancel": functools.partial(self._act, self._cancel, (QUEUED, HELD)),
             "storage.status": self._status,
             "storage.collect": self._collect,
         }
@@ -64,12 +67,17 @@ class Commands:
     # --- queue ----------------------------------------------------------------
 
     async def _queue_list(self, domain: str = "") -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        while page := await self._graph.queue.list(
-            Page(rows[-1]["id"] if rows else "", PAGE, domain)
-        ):
-            rows += [_entry(entry) for entry in page]
-        return rows
+        return [_entry(one) async for one in self._entries(Selection("", domain))]
+
+    async def _entries(self, which: Selection) -> AsyncIterator[Entry]:
+        if which.queue_id:
+            yield await self._graph.queue.show(which.queue_id)
+            return
+        after = ""
+        while page := await self._graph.queue.list(Page(after, PAGE, which.domain)):
+            for entry in page:
+                yield entry
+            after = page[-1].message.queue_id
 
     async def _queue_show(self, id: str) -> dict[str, Any]:
         return _entry(await self._graph.queue.show(id))
@@ -81,20 +89,26 @@ class Commands:
     async def _act(
         self,
         action: Callable[[Selection], Awaitable[int]],
+        states: tuple[State, ...],
         *,
         id: str = "",
         domain: str = "",
         dry_run: bool = False,
     ) -> dict[str, Any]:
+        """Act on recipients; those in ``states`` are what it concerns."""
         if bool(id) == bool(domain):
             raise MailError(Kind.INVALID, "name an id, all, or a domain")
         selection = Selection("" if id == "all" else id, domain)
-        if dry_run:
-            if selection.queue_id:
-                await self._graph.queue.show(selection.queue_id)
-                return {"count": 1, "dry_run": True}
-            return {"count": len(await self._queue_list(domain)), "dry_run": True}
-        return {"count": await action(selection), "dry_run": False}
+        if not dry_run:
+            return {"count": await action(selection), "dry_run": False}
+        concerned = [
+            to
+            async for entry in self._entries(selection)
+            for to in entry.recipients
+            if to.state in states
+            and selection.domain in {"", routing_domain(to.address)}
+        ]
+        return {"count": len(concerned), "dry_run": True}
 
     # --- storage --------------------------------------------------------------
 
