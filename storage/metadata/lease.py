@@ -6,6 +6,7 @@ and each would trust caches that the other one makes false.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 
@@ -33,8 +34,9 @@ class Lease:
                 Kind.UNAVAILABLE,
                 f"{path} is in use by another process ({owner or 'unknown'})",
             ) from error
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: others see no owner's id
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let others have it; harmless when done twice."""

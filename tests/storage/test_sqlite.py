@@ -23,6 +23,7 @@ from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
 from storage.engines import migrate_database, open_database
 from storage.metadata import sqlite as engine
+from storage.metadata.lease import Lease
 from storage.metadata.sqlite import COMMITS, SqliteDatabase
 from storage.metadata.sqlite_file import Readers
 from tests.lib import sqlite_units as units
@@ -397,6 +398,21 @@ def test_one_process_owns_a_file(tmp_path: pathlib.Path) -> None:
     with pytest.raises(MailError):
         SqliteDatabase(f"{path}.link", SystemClock())
     asyncio.run(database.close())
+
+
+def test_a_file_is_owned_also_where_nothing_can_be_written(
+    tmp_path: pathlib.Path,
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        lease = Lease(f"{tmp_path}/numbers.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(MailError, match="in use"):
+        Lease(f"{tmp_path}/numbers.db")
+    lease.release()
+    Lease(f"{tmp_path}/numbers.db").release()
 
 
 def test_only_a_database_of_the_right_kind_and_schema_is_opened(
