@@ -61,8 +61,12 @@ class SetRun:
         self.created[creation_id] = shown
 
     async def response(self) -> Arguments:
-        """Return the arguments of the response: every list is always there."""
+        """Return the arguments of the response: every list is always there.
+
+        What a creation id named in ``destroy`` stands there by its own id.
+        """
         after = await states.current(self.context, self.access)
+        real = self.context.real
         old, new = self.writes.states(after)
         return {
             "accountId": self.args["accountId"],
@@ -70,10 +74,13 @@ class SetRun:
             "newState": new,
             "created": self.created or None,
             "updated": self.updated or None,
-            "destroyed": self.destroyed or None,
+            "destroyed": [real(text) for text in self.destroyed] or None,
             "notCreated": self.not_created or None,
             "notUpdated": self.not_updated or None,
-            "notDestroyed": self.not_destroyed or None,
+            "notDestroyed": {
+                real(text): error for text, error in self.not_destroyed.items()
+            }
+            or None,
         }
 
 

@@ -217,6 +217,22 @@ async def test_will_destroy(jmap):
     assert result["destroyed"] == [ids["a2"]]
 
 
+@with_jmap()
+async def test_destroyed_by_creation_id(jmap):
+    made = await jmap.call("Mailbox/set", create={"a": {"name": "a"}})
+    real = made["created"]["a"]["id"]
+    requests = [
+        {"create": {"k": {"name": "k", "parentId": real}}, "destroy": ["#k"]},
+        {"create": {"k": {"name": "k", "parentId": real}}, "destroy": [real]},
+    ]
+    first, second = [await jmap.call("Mailbox/set", **given) for given in requests]
+    assert first["destroyed"] == [first["created"]["k"]["id"]]
+    assert first["notDestroyed"] is None
+    assert second["notDestroyed"][real]["type"] == "mailboxHasChild"
+    result = await jmap.call("Mailbox/set", destroy=["#unknown"])
+    assert result["notDestroyed"]["#unknown"]["type"] == "notFound"
+
+
 async def names(jmap, **args):
     result = await jmap.call("Mailbox/query", **args)
     found = await jmap.call("Mailbox/get", ids=result["ids"], properties=["name"])
