@@ -41,6 +41,7 @@ class JmapSocket:
         self._gate = gate
         self._principal = principal
         self._tasks: set[asyncio.Task[None]] = set()
+        self._arrival = asyncio.Lock()  # large messages are parsed in a thread
         self._turn = asyncio.Lock()
         self._reads = asyncio.Event()
         self._socket: Socket | None = None
@@ -93,7 +94,8 @@ class JmapSocket:
     async def _message(self, text: bytes) -> None:
         request_id: str | None = None
         try:
-            document = await self._api.parse(text)
+            async with self._arrival:
+                document = await self._api.parse(text)
             request_id = request.request_id(document)
             match request.parse_socket_message(document):
                 case request.SocketRequest(body=body):

@@ -71,7 +71,6 @@ def _created_ids(value: Any) -> dict[str, str] | None:
 class SocketRequest:
     """A Request in a WebSocket message (RFC 8887 section 4.3.2)."""
 
-    request_id: str | None
     body: dict[str, Any]
 
 
@@ -97,7 +96,7 @@ def parse_socket_message(value: Any) -> SocketMessage:
         raise not_request("a message is an object")
     match value.get("@type"):
         case "Request":
-            return SocketRequest(request_id(value), value)
+            return SocketRequest(value)
         case "WebSocketPushEnable":
             return _push_enable(value)
         case "WebSocketPushDisable":
