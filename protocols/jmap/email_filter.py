@@ -45,16 +45,12 @@ def header(value: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _date(value: Any) -> int:
-    return utc_date(value)
-
-
-# JMAP's name -> (storage's name, check, what the value depends on)
+# JMAP's name -> (storage's name, check)
 _CONDITIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "inMailbox": ("in_mailbox", identifier),
     "inMailboxOtherThan": ("in_mailbox_other_than", list_of(identifier)),
-    "before": ("before", _date),
-    "after": ("after", _date),
+    "before": ("before", utc_date),
+    "after": ("after", utc_date),
     "minSize": ("min_size", unsigned),
     "maxSize": ("max_size", unsigned),
     "allInThreadHaveKeyword": ("all_in_thread_have_keyword", keyword),

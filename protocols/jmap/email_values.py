@@ -14,7 +14,14 @@ from mailserverd.mail.build import (
     When,
 )
 from protocols.jmap.wire import dates
-from protocols.jmap.wire.arguments import Bad, list_of, mapping, nullable, string
+from protocols.jmap.wire.arguments import (
+    Bad,
+    anything,
+    list_of,
+    mapping,
+    nullable,
+    string,
+)
 from protocols.jmap.wire.headers import Form, HeaderProperty
 
 if TYPE_CHECKING:
@@ -33,7 +40,7 @@ def headers(wanted: HeaderProperty, value: Any) -> list[Header]:
     """
     if value is None:
         return []
-    values = list_of(lambda item: item)(value) if wanted.all else [value]
+    values = list_of(anything)(value) if wanted.all else [value]
     build = _FORMS[wanted.form]
     found = [build(item) for item in values]
     return [Header(wanted.name, one) for one in found if one is not None]
@@ -48,7 +55,7 @@ def email_address(value: Any) -> tuple[str | None, str]:
 
 
 def _addresses(value: Any) -> Addresses | None:
-    found = tuple(email_address(item) for item in list_of(lambda item: item)(value))
+    found = tuple(email_address(item) for item in list_of(anything)(value))
     if len(found) > MAX_ADDRESSES:
         raise Bad("shorter")
     return Addresses(((None, found),)) if found else None
@@ -59,7 +66,7 @@ def _grouped(value: Any) -> Addresses | None:
     for item in list_of(mapping)(value):
         if set(item) - _GROUP_MEMBERS or "addresses" not in item:
             raise Bad("EmailAddressGroups")
-        members = list_of(lambda one: one)(item["addresses"])
+        members = list_of(anything)(item["addresses"])
         label = nullable(string)(item.get("name"))
         groups.append((label, tuple(email_address(one) for one in members)))
     if sum(len(members) for _, members in groups) > MAX_ADDRESSES:

@@ -8,7 +8,7 @@ import orjson
 
 from protocols.jmap.email_values import email_address
 from protocols.jmap.wire import ids
-from protocols.jmap.wire.arguments import Bad, list_of, nullable, string
+from protocols.jmap.wire.arguments import Bad, anything, list_of, nullable, string
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ def _short(limit: int) -> Callable[[Any], str]:
 
 
 def _addresses(value: Any) -> list[dict[str, str | None]]:
-    found = [email_address(item) for item in list_of(lambda item: item)(value)]
+    found = [email_address(item) for item in list_of(anything)(value)]
     if len(found) > MAX_ADDRESSES:
         raise Bad("shorter")
     return [{"name": name, "email": email} for name, email in found]

@@ -47,7 +47,7 @@ class Context:
     heavy: asyncio.Semaphore  # for work that takes much memory: one at a time
     responses: list[Invocation] = dataclasses.field(default_factory=list)
     following: list[tuple[str, Arguments]] = dataclasses.field(default_factory=list)
-    budget: int = 0  # octets of body values that may still be returned
+    budget: int = 0  # octets that may still be read for, and put into, the response
 
     @property
     def limits(self) -> Limits:
