@@ -9,13 +9,13 @@ import os
 import shutil
 import socket
 import sqlite3
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.lib import daemon, imap_syntax
 from tests.lib.clients import Imap, Jmap, Smtp
+from tests.lib.waiting import eventually
 
 if TYPE_CHECKING:
     import pathlib
@@ -98,13 +98,6 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
-def eventually(check: Callable[[], object], limit: float = 20.0) -> None:
-    until = time.monotonic() + limit
-    while not check():
-        assert time.monotonic() < until, "did not happen"
-        time.sleep(0.05)
-
-
 # --- a locked shard ------------------------------------------------------------------
 
 
@@ -154,7 +147,7 @@ def test_mail_for_a_locked_shard_and_another_is_kept_for_it(world: World) -> Non
         assert code == 250, text
         eventually(lambda: world.subjects(BOB) == ["for both"])
         assert world.subjects(ALICE) == []
-    eventually(lambda: world.subjects(ALICE) == ["for both"], 40)
+    eventually(lambda: world.subjects(ALICE) == ["for both"], limit=60)
     assert world.subjects(BOB) == ["for both"]
     assert world.faults() == []
 

@@ -22,8 +22,8 @@ from tests.lib.siege import (
     imap,
     jmap,
     submitting,
-    until,
 )
+from tests.lib.waiting import eventually
 from tests.lib.ws import Refused, WebSocketClient
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def test_reports_tell_nobody_of_bcc(ours: daemon.Daemon) -> None:
             reports[:] = [m for m in client.messages() if b"delivery-status" in m]
         return bool(reports)
 
-    until(came)
+    eventually(came)
     assert b"bob@one.test" in reports[0]
     assert b"carol" not in b"".join(reports)
 

@@ -18,6 +18,7 @@ import pytest
 from imapclient import IMAPClient
 
 from tests.lib import daemon as daemons
+from tests.lib.clients import unverified
 from tests.lib.daemon import ROOT
 
 if TYPE_CHECKING:
@@ -43,16 +44,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield made
 
 
-def context() -> ssl.SSLContext:
-    found = ssl.create_default_context()
-    found.check_hostname = False
-    found.verify_mode = ssl.CERT_NONE
-    return found
-
-
 @contextlib.contextmanager
 def client(daemon: Daemon, user: str) -> Iterator[IMAPClient]:
-    opened = IMAPClient("127.0.0.1", daemon.port(993), ssl_context=context())
+    opened = IMAPClient("127.0.0.1", daemon.port(993), ssl_context=unverified())
     opened.login(f"{user}@example.test", PASSWORD)
     try:
         yield opened

@@ -29,6 +29,15 @@ def unverified() -> ssl.SSLContext:
     return context
 
 
+def refuses(port: int) -> bool:
+    """Return True when nobody listens on a port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), TIME_LIMIT).close()
+    except OSError:
+        return True
+    return False
+
+
 class Stream:
     """A socket and a buffer; the socket may turn to TLS."""
 

@@ -66,7 +66,11 @@ class Daemon:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
         if wait:
-            self.wait_ready()
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.kill()
+                raise
 
     def wait_ready(self) -> None:
         assert self.process is not None
@@ -101,6 +105,12 @@ class Daemon:
     def kill(self) -> None:
         self.stop(signal.SIGKILL)
 
+    def children(self) -> list[int]:
+        """Return the processes that it started, by whichever of its threads."""
+        tasks = pathlib.Path(f"/proc/{self.pid}/task").iterdir()
+        texts = [(task / "children").read_text() for task in tasks]
+        return [int(child) for text in texts for child in text.split()]
+
     def log(self) -> str:
         return (
             self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
@@ -128,6 +138,13 @@ class Daemon:
         if check and done.returncode:
             raise RuntimeError(f"{args}: {done.returncode} {done.stdout} {done.stderr}")
         return json.loads(done.stdout) if done.stdout.strip() else None
+
+
+def alive(pid: int) -> bool:
+    """Return True for a process that has not ended."""
+    with contextlib.suppress(OSError):
+        return ") Z " not in pathlib.Path(f"/proc/{pid}/stat").read_text()
+    return False
 
 
 def make(

@@ -10,15 +10,15 @@ import json
 import os
 import pathlib
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from tests.lib import daemon
 from tests.lib.clients import CORE, MAIL, Imap, Jmap, Smtp
 from tests.lib.sink import Sink
+from tests.lib.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.lib.sink import Taken
 
@@ -68,15 +68,8 @@ class Smarthost:
             found[:] = [one for one in self.sink.taken if line in one.data]
             return bool(found)
 
-        until(came)
+        eventually(came)
         return found[0]
-
-
-def until(condition: Callable[[], object], limit: float = 20) -> None:
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -52,8 +52,7 @@ def running(daemon: Daemon, output: pathlib.Path) -> Iterator[None]:
     descendants: signals and exit status are the daemon's own.
     """
     daemon.start(wrapper=wrapper(output, "-D"))
-    assert daemon.process is not None
-    status = pathlib.Path(f"/proc/{daemon.process.pid}/status").read_text()
+    status = pathlib.Path(f"/proc/{daemon.pid}/status").read_text()
     tracer = status.partition("TracerPid:")[2].split()[0]
     try:
         yield
