@@ -11,7 +11,6 @@ import collections
 import contextlib
 import hashlib
 import os
-import pathlib
 import random
 import re
 import signal
@@ -21,14 +20,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.controller import Controller
 
-from tests.lib import clients, instance
+from tests.lib import clients, daemon, instance
 from tests.lib.knot import Knot
 from tests.lib.ledger import Found, Ledger, State
 from tests.lib.load import Load
 from tests.lib.ports import free_port
+from tests.lib.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import pathlib
+    from collections.abc import Iterator
 
     from tests.lib.daemon import Daemon
     from tests.lib.ledger import Key
@@ -56,12 +57,21 @@ class Sink:
         self.taken: list[tuple[str, int]] = []
         self.bodies: dict[str, str] = {}
 
+    async def handle_MAIL(
+        self, _server: Any, _session: Any, envelope: Any, address: str, options: Any
+    ) -> str:
+        """Note who speaks while it is there: its data may be read after its death."""
+        envelope.life = self.life
+        envelope.mail_from = address
+        envelope.mail_options += options
+        return "250 OK"
+
     async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:
         token = instance.TOKEN.search(envelope.content)
         assert token is not None
         body = envelope.content.partition(b"\r\n\r\n")[2]
         self.bodies[token[1].decode()] = hashlib.sha256(body).hexdigest()
-        self.taken.append((token[1].decode(), self.life))
+        self.taken.append((token[1].decode(), envelope.life))
         return "250 OK"
 
 
@@ -85,25 +95,11 @@ def world(tmp_path: pathlib.Path) -> Iterator[tuple[Daemon, Sink]]:
 # --- crashing -----------------------------------------------------------------------
 
 
-def children(pid: int) -> list[pathlib.Path]:
-    """Return /proc entries of a process's children."""
-    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
-    found = [pid for task in tasks for pid in (task / "children").read_text().split()]
-    return [pathlib.Path(f"/proc/{pid}") for pid in found]
-
-
 def crash(ours: Daemon) -> None:
     """kill -9; its helpers end by themselves."""
-    assert ours.process is not None
-    helpers = children(ours.process.pid)
+    helpers = ours.children()
     ours.kill()
-    eventually(lambda: not any(map(alive, helpers)), "a helper lives on")
-
-
-def alive(process: pathlib.Path) -> bool:
-    with contextlib.suppress(OSError):
-        return ") Z " not in (process / "stat").read_text()
-    return False
+    eventually(lambda: not any(map(daemon.alive, helpers)), "a helper lives on")
 
 
 async def one_round(ours: Daemon, load: Load, rng: random.Random) -> None:
@@ -120,8 +116,9 @@ async def one_round(ours: Daemon, load: Load, rng: random.Random) -> None:
     heard.cancel()
 
 
-def crash_while_starting(ours: Daemon, rng: random.Random) -> None:
-    """Recovery may be cut off like all else."""
+def crash_while_starting(ours: Daemon, sink: Sink, rng: random.Random) -> None:
+    """Recovery may be cut off like all else; the queue goes on right after it."""
+    sink.life += 1
     ours.start(wait=False)
     time.sleep(rng.uniform(0.2, 1.2))  # a random moment, not a wait
     crash(ours)
@@ -156,13 +153,6 @@ def messages(imap: clients.Imap, name: str) -> Iterator[tuple[frozenset[str], by
         assert flags is not None, head
         names = frozenset(flags[1].decode().split()) - {"\\Recent"}
         yield names, rest[:size]
-
-
-def eventually(check: Callable[[], object], what: str, limit: float = 20.0) -> None:
-    until = time.monotonic() + limit
-    while not check():
-        assert time.monotonic() < until, what
-        time.sleep(0.05)
 
 
 def verify(ours: Daemon, ledger: Ledger, sink: Sink) -> None:
@@ -215,7 +205,7 @@ def test_what_was_answered_holds_after_kill_9(tmp_path: pathlib.Path) -> None:
         try:
             for number in range(1, ROUNDS + 1):
                 if rng.random() < 0.2:
-                    crash_while_starting(ours, rng)
+                    crash_while_starting(ours, sink, rng)
                 sink.life += 1
                 ours.start()
                 asyncio.run(one_round(ours, load, rng))
