@@ -202,6 +202,7 @@ def test_smtp_refuses_what_no_message_may_hold(world: World) -> None:
 def test_append_refuses_nul(world: World) -> None:
     """RFC 9051 section 4.3: a literal holds no NUL."""
     bad = [sample for sample in world.samples if sample.nul]
+    assert bad
     with Imap(world.ours.port(143), BOB, PASSWORD) as imap:
         for sample in bad:
             reply = imap.append(sample.raw, "Drafts")

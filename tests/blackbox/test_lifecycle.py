@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
-import pathlib
 import select
 import shutil
 import signal
@@ -18,10 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lib import activation, daemon
-from tests.lib.clients import Imap, Jmap, Smtp, Stream
+from tests.lib.clients import Imap, Jmap, Smtp, Stream, refuses
+from tests.lib.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import pathlib
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.timeout(120)
 ALICE, PASSWORD = "alice@example.test", "lifecycle pass"
@@ -48,21 +49,6 @@ def ours(template: daemon.Daemon, tmp_path: pathlib.Path) -> Iterator[daemon.Dae
     finally:
         made.stop()
     assert "Traceback" not in made.log(), made.log()
-
-
-def eventually(check: Callable[[], object], limit: float = 10.0) -> None:
-    until = time.monotonic() + limit
-    while not check():
-        assert time.monotonic() < until, "did not happen"
-        time.sleep(0.02)
-
-
-def refuses(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 5).close()
-    except OSError:
-        return True
-    return False
 
 
 # --- starting ------------------------------------------------------------------------
@@ -309,43 +295,35 @@ def test_a_stop_and_reloads_under_load_lose_nothing(ours: daemon.Daemon) -> None
     assert ours.command("storage", "check")["faults"] == []
 
 
+def search(ours: daemon.Daemon) -> None:
+    """Find a message by its text, which needs helpers."""
+    with Smtp(ours.port(25)) as smtp:
+        assert smtp.message(MESSAGE, ALICE)[0] == 250
+    with Jmap(ours.port(80), ALICE, PASSWORD) as jmap:
+        assert len(jmap.ok("Email/query", filter={"text": "body"})["ids"]) == 1
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_leaves_nothing_behind(ours: daemon.Daemon, how: int) -> None:
     ours.start()
-    assert ours.process is not None
-    children = _children(ours.process.pid)
+    search(ours)
+    children = ours.children()
+    assert children
     assert ours.stop(how) == 0
     assert all(refuses(ours.port(offset)) for offset in daemon.OFFSETS)
     assert not list((ours.home / "data").glob("*-wal"))
-    eventually(
-        lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in children)
-    )
+    eventually(lambda: not any(map(daemon.alive, children)))
 
 
 def test_kill_takes_its_helpers_with_it(ours: daemon.Daemon) -> None:
     """kill -9 leaves no process that holds ports or locks."""
     ours.start()
-    with Smtp(ours.port(25)) as smtp:
-        assert smtp.message(MESSAGE, ALICE)[0] == 250
-    with Imap(ours.port(143), ALICE, PASSWORD) as imap:
-        imap.ok("SELECT INBOX")
-        imap.ok("SEARCH TEXT body")
-    assert ours.process is not None
-    children = _children(ours.process.pid)
+    search(ours)
+    children = ours.children()
+    assert children
     ours.kill()
-    eventually(lambda: not any(_alive(pid) for pid in children))
+    eventually(lambda: not any(map(daemon.alive, children)))
     ours.start()
-
-
-def _children(pid: int) -> list[int]:
-    path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()]
-
-
-def _alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return ") Z " not in pathlib.Path(f"/proc/{pid}/stat").read_text()
-    return False
 
 
 def test_idle_connections_are_many(ours: daemon.Daemon) -> None:
