@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import tempfile
 import time
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING
 from scripts.benchmarks import common, imap
 from scripts.benchmarks.common import Figure
 from tests.lib import daemon
+from tests.lib.clients import unverified
 from tests.lib.dovecot import Dovecot
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
 _OURS: set[int] = set()
@@ -55,8 +56,6 @@ async def _idle(port: int, tls: ssl.SSLContext | None) -> imap.Client:
 def measure(*, quick: bool) -> Iterator[Figure]:
     """Yield the figures of the daemon, and the peer's memory per connection."""
     count = 100 if quick else 500
-    insecure = ssl.create_default_context()
-    insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="bench-") as name:
         other = "alice@example.test:benchmark"
         home = Path(name) / "ours"
@@ -72,7 +71,7 @@ def measure(*, quick: bool) -> Iterator[Figure]:
         yield Figure("start to listening", "mailserverd", common.median(times), "s")
         yield Figure("idle with two accounts", "mailserverd", memory, "MB PSS")
         label = f"memory per idle connection, {count}"
-        for port, tls, suffix in ((143, None, ""), (993, insecure, ", TLS")):
+        for port, tls, suffix in ((143, None, ""), (993, unverified(), ", TLS")):
             with daemon.running(ours):
                 _OURS.add(ours.pid)
                 if tls is None:
@@ -80,8 +79,8 @@ def measure(*, quick: bool) -> Iterator[Figure]:
                 used = asyncio.run(connections(ours.port(port), ours.pid, count, tls))
             yield Figure(label + suffix, "mailserverd", used, "KiB")
         peer = Dovecot(Path(name) / "dovecot", password=imap.PASSWORD)
-        peer.start()
         try:
+            peer.start()
             asyncio.run(imap.fill(peer.imap, MESSAGES))
             used = asyncio.run(connections(peer.imap, peer.pid, count))
             yield Figure(label, "Dovecot", used, "KiB")

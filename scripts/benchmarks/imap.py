@@ -189,8 +189,8 @@ def measure(*, quick: bool) -> Iterator[Figure]:
         with daemon.running(ours):
             yield from collect("mailserverd", ours.port(143), quick=quick)
         peer = Dovecot(Path(name) / "dovecot", password=PASSWORD)
-        peer.start()
         try:
+            peer.start()
             yield from collect("Dovecot", peer.imap, quick=quick)
         finally:
             peer.stop()

@@ -138,8 +138,8 @@ def measure(*, quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="bench-") as name:
         for kind in (Ours, Peers):
             server = kind(Path(name))
-            server.start()
             try:
+                server.start()
                 yield from _figures(server, rounds, quick=quick)
             finally:
                 server.stop()
