@@ -11,7 +11,8 @@ import pytest
 
 from tests.lib import daemon, knot
 from tests.lib.clients import Imap, Smtp
-from tests.lib.siege import Smarthost, until
+from tests.lib.siege import Smarthost
+from tests.lib.waiting import eventually
 
 if TYPE_CHECKING:
     import pathlib
@@ -95,7 +96,7 @@ class World:
             ]
             return bool(found)
 
-        until(came)
+        eventually(came)
         (status,) = found
         assert "Action: failed" in status
         return status
@@ -202,7 +203,7 @@ def test_an_address_stands_in_for_a_missing_mx(world: World) -> None:
 def test_the_next_host_gets_it_when_the_first_is_down(world: World) -> None:
     world.submit("x@second.test", "second host")
     assert world.peer.message("second host").rcpt == ["RCPT TO:<x@second.test>"]
-    until(lambda: world.left("x@second.test") is None)
+    eventually(lambda: world.left("x@second.test") is None)
     failed = [e["address"] for e in world.ours.events("host-failed")]
     assert "127.9.9.9" in failed
 
@@ -210,7 +211,7 @@ def test_the_next_host_gets_it_when_the_first_is_down(world: World) -> None:
 def test_a_connection_is_used_again(world: World) -> None:
     world.submit("x@implicit.test", "first of two")
     world.peer.message("first of two")
-    until(lambda: world.left("x@implicit.test") is None)
+    eventually(lambda: world.left("x@implicit.test") is None)
     before = world.peer.sink.connections
     world.submit("y@implicit.test", "second of two")
     world.peer.message("second of two")
@@ -249,8 +250,8 @@ def test_a_report_that_cannot_be_delivered_is_not_reported(world: World) -> None
         ] and world.left(tried) is None
 
     sent = len(world.ours.events("report-sent"))
-    until(ended)
+    eventually(ended)
     world.submit("later@null.test", "later")  # a report that would come behind it
     world.report_of("later@null.test")
-    until(lambda: len(world.ours.events("report-sent")) > sent)
+    eventually(lambda: len(world.ours.events("report-sent")) > sent)
     assert len(world.ours.events("report-sent")) == sent + 1
