@@ -181,9 +181,10 @@ def test_promises_never_hold_a_put_up_for_long(engine):
 def test_after_close_a_put_is_refused(engine):
     async def work(store):
         await store.close()
-        with pytest.raises(MailError) as caught:
-            await store.put(b"late")
-        assert caught.value.kind is Kind.UNAVAILABLE
+        for late in (b"late", bytes(900_000)):
+            with pytest.raises(MailError) as caught:
+                await store.put(late)
+            assert caught.value.kind is Kind.UNAVAILABLE
 
     on(engine, work)
 

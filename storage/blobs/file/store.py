@@ -144,7 +144,9 @@ class FileBlobStore:
             raise
 
     async def _own_pool(self, work: Callable[..., T], *args: object) -> T:
-        """``Offload`` for whoever brings none."""
+        """``Offload`` for whoever brings none; UNAVAILABLE after ``close``."""
+        if self._closed:
+            raise MailError(Kind.UNAVAILABLE, "blob store is closed")
         if not self._pool:
             self._pool = ThreadPoolExecutor(4, thread_name_prefix="blobs-io")
         loop = asyncio.get_running_loop()
