@@ -154,10 +154,3 @@ def normalise(address: str) -> str:
     local, domain = split(parse(address, smtputf8=True))
     folded = unicodedata.normalize("NFC", unquote_local(local).casefold())
     return f"{quote_local(folded)}@{domain}"
-
-
-def split_detail(local: str, separator: str = "+") -> tuple[str, str]:
-    """Split ``user+detail``; detail is "" when there is none (RFC 5233)."""
-    content = unquote_local(local)
-    base, _, detail = content.partition(separator)
-    return (quote_local(base), detail) if base else (local, "")

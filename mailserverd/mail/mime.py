@@ -61,8 +61,6 @@ Fields = dict[bytes, bytes]
 _CACHED = 300  # octets; longer address fields seldom come again
 _ADDRESS_FIELDS = (b"from", b"sender", b"reply-to", b"to", b"cc", b"bcc")
 _SEARCHED_FIELDS = (b"from", b"to", b"cc", b"bcc")
-_LIST_FIELDS = (b"list-id", b"list-post", b"list-unsubscribe", b"list-help")
-_BULK = frozenset({b"bulk", b"list", b"junk"})
 
 
 def parse(raw: bytes | mmap.mmap | memoryview) -> ParsedMessage:
@@ -73,11 +71,10 @@ def parse(raw: bytes | mmap.mmap | memoryview) -> ParsedMessage:
     """
     octets = open_octets(raw)
     found = scan(octets)
-    fields = found.entities[0].last
     parts = _parts(octets, found)
     bodies = split_bodies(parts)
     extractor = TextExtractor(octets, parts)
-    root = _Root(fields)
+    root = _Root(found.entities[0].last)
     date = root.date
     attached = has_attachment(parts, bodies)
     return ParsedMessage(
@@ -97,8 +94,6 @@ def parse(raw: bytes | mmap.mmap | memoryview) -> ParsedMessage:
         has_attachment=attached,
         search_headers=root.search_lines(),
         search_text=extractor.search_text(bodies, _enclosed_subjects(found)),
-        auto_generated=_auto_generated(fields),
-        received_count=found.received,
     )
 
 
@@ -208,18 +203,6 @@ def _enclosed_subjects(found: Scan) -> dict[int, str]:
         for entity in found.entities
         if entity.nested and b"subject" in entity.last
     }
-
-
-def _auto_generated(fields: Fields) -> bool:
-    """RFC 3834 section 2: nobody waits for an answer to this message."""
-    submitted = fields.get(b"auto-submitted")
-    if submitted is not None:
-        word = submitted.partition(b";")[0].partition(b"(")[0]
-        if word.strip().lower() != b"no":
-            return True
-    if any(name in fields for name in _LIST_FIELDS):
-        return True
-    return fields.get(b"precedence", b"").strip().lower() in _BULK
 
 
 def _parts(octets: Octets, found: Scan) -> tuple[Part, ...]:

@@ -84,5 +84,3 @@ class ParsedMessage:
     has_attachment: bool
     search_headers: str  # from/to/cc/bcc/subject decoded, one "name: value" a line
     search_text: str  # text of the body parts, decoded; bounded (1 MiB)
-    auto_generated: bool  # Auto-Submitted other than "no", or a list: no vacation
-    received_count: int  # Received fields, for loop detection

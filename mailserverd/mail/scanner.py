@@ -108,7 +108,6 @@ class Scan:
         self._header_budget = MAX_HEADER
         self._near_misses = 0
         self.entities: list[Entity] = []
-        self.received = 0  # Received fields of the message itself
 
     def entity(self, start: int, limit: int, place: _Place) -> Entity:
         """Find the entity inside [start, limit) and all that it encloses."""
@@ -183,8 +182,6 @@ class Scan:
                 lower = _fields(block[:length])
         entity.last = last = dict(lower)
         entity.first = dict(reversed(lower)) if len(last) != len(lower) else last
-        if not entity.index and b"received" in last:
-            self.received = sum([name == b"received" for name, _ in lower])
         return body_start
 
     def _multipart(self, entity: Entity, limit: int, place: _Place) -> None:

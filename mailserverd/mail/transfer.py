@@ -23,7 +23,6 @@ _IDENTITY = frozenset(
     {"7bit", "8bit", "binary", "", "7-bit", "8-bit", "7bits", "8bits"}
 )
 _UUENCODE = frozenset({"uuencode", "x-uuencode", "x-uue", "uue"})
-_UU_LINE_MAX = 63  # octets in a full line
 _HELD_MAX = 1024  # octets of an unfinished line that a stream decoder holds
 
 

@@ -72,8 +72,9 @@ def test_failure() -> None:
         "Last-Attempt-Date: Sun, 9 Sep 2001 01:46:40 +0000\r\n"
     )
     assert ORIGINAL in raw
-    assert check_parsed(raw).auto_generated
+    check_parsed(raw)
     head = raw.partition(b"\r\n\r\n")[0]
+    assert b"Auto-Submitted: auto-replied" in head
     assert b"In-Reply-To: <1@x>" in head
     assert b"From: Mail Delivery System <MAILER-DAEMON@mx.example>" in head
 

@@ -260,26 +260,9 @@ def test_summary() -> None:
     assert len(parsed.thread_keys) == 3
     assert parsed.base_subject == "café"
     assert (parsed.sort_from, parsed.sort_to) == ("jö", "bob")
-    assert parsed.received_count == 2
-    assert not parsed.auto_generated
     assert parsed.search_headers == (
         "from: Jö <j@x>\nto: Bob <b@y>, c@z\nsubject: Re: [list] café"
     )
-
-
-@pytest.mark.parametrize(
-    ("field", "automatic"),
-    [
-        (b"Auto-Submitted: auto-generated", True),
-        (b"Auto-Submitted: No (really)", False),
-        (b"List-Id: <x.y>", True),
-        (b"Precedence: Bulk", True),
-        (b"Precedence: first-class", False),
-        (b"X: y", False),
-    ],
-)
-def test_automatic_messages(field: bytes, automatic: bool) -> None:
-    assert mime.parse(field + b"\r\n\r\n").auto_generated is automatic
 
 
 def test_header_octets_are_limited() -> None:
