@@ -6,8 +6,10 @@ import dataclasses
 import enum
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 T = TypeVar("T")
 
@@ -104,6 +106,3 @@ class Offload(Protocol):
 
     def __call__(self, work: Callable[..., T], *args: object) -> Awaitable[T]:
         """Run ``work(*args)`` in a thread and await its result."""
-
-
-Records = Sequence[object]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import NewType
-
-AccountId = NewType("AccountId", int)
-ModSeq = NewType("ModSeq", int)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

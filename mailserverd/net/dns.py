@@ -76,7 +76,6 @@ class CachingResolver:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._servers = tuple(parse_server(server) for server in servers)
-        self._clock = clock
         self._monotonic = clock.monotonic
         self._timeout = timeout
         self._attempt_timeout = attempt_timeout
@@ -131,11 +130,6 @@ class CachingResolver:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    def clear(self) -> None:
-        """Forget all answers."""
-        self._cache.clear()
-        self._used = 0
 
     def _cached(self, key: _Key) -> DnsAnswer | None:
         entry = self._cache.get(key)

@@ -59,20 +59,12 @@ class TcpStream:
 
 
 class TcpConnector:
-    """Implements ``mailserverd.core.ports.Connector``.
-
-    ``source`` is the local address to connect from, "" for any.
-    """
-
-    def __init__(self, source: str = "") -> None:
-        self._source = (source, 0) if source else None
+    """Implements ``mailserverd.core.ports.Connector``."""
 
     async def connect(self, address: str, port: int, *, time_limit: float) -> TcpStream:
         """Connect to an IP address; OSError or TimeoutError when it fails."""
         async with asyncio.timeout(time_limit):
-            reader, writer = await asyncio.open_connection(
-                address, port, local_addr=self._source
-            )
+            reader, writer = await asyncio.open_connection(address, port)
         return TcpStream(reader, writer)
 
 
