@@ -100,7 +100,7 @@ class Layout:
 
     def _id_of_segments(self) -> bytes:
         """Return the id that the segments bear, should the ``store`` file be lost."""
-        numbers = self.numbers()
+        numbers = {n: s for n, s in self.numbers().items() if s != GONE}
         for number in numbers:
             fd = self.open_segment(number)
             try:

@@ -114,6 +114,7 @@ def test_segments_are_sealed_and_indexed_again_from_themselves(tmp_path):
     assert segment_files(tmp_path)[-1].endswith(".open")
     # without the database, the store file and the newest footer
     (tmp_path / "store").unlink()
+    (tmp_path / "0000000000.gone").write_bytes(b"")  # a removal that was under way
 
     async def again():
         async with opened(tmp_path) as store:
