@@ -102,7 +102,7 @@ async def test_creation_ids_reach_later_calls_and_other_requests(jmap):
     ]
     given = {"using": USING, "methodCalls": later, "createdIds": {"k": email}}
     answer = await jmap.post(given)
-    assert answer["methodResponses"][0][1]["destroyed"] == ["#k"]
+    assert answer["methodResponses"][0][1]["destroyed"] == [email]
 
 
 @with_jmap()
