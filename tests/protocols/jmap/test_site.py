@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from unittest import mock
 
 import pytest
 
@@ -12,6 +13,13 @@ from protocols.jmap.services import Limits, Settings
 from protocols.jmap.snippets import make
 from protocols.web import Body, Head, Response
 from tests.lib.jmap import ALICE, USING, basic, message, with_jmap
+
+
+async def until(condition):
+    """Wait for a condition of the server's."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.01)
 
 
 @with_jmap()
@@ -184,8 +192,7 @@ async def test_concurrent_requests_wait_for_their_turn(jmap):
         "methodCalls": [["Mailbox/get", {"accountId": jmap.account}, "c"]],
     }
     some = [asyncio.ensure_future(jmap.post(body)) for _ in range(2 + gate.QUEUE)]
-    while running < 2:  # noqa: ASYNC110 - a condition of the server's
-        await asyncio.sleep(0.01)
+    await until(lambda: running == 2)
     answer = await jmap.http(
         "POST", "/jmap/api", json.dumps(body).encode(), content_type="application/json"
     )
@@ -376,7 +383,7 @@ async def test_state_events(jmap):
 
 
 @with_jmap()
-async def test_ping_events(jmap, monkeypatch=None):
+async def test_ping_events(jmap):
     source = events._Source(jmap.services, None, 0, once=False)
     source._ping = 0.05
     jmap.services.authenticator.still_valid = lambda _: True
@@ -402,12 +409,20 @@ async def test_event_sources_that_are_refused(jmap):
 
 @with_jmap()
 async def test_slow_readers_get_changes_as_one(jmap):
-    stream = await open_events(jmap, "types=*&closeafter=no&ping=0")
-    for number in range(5):
-        await jmap.add(message(f"{number}"))
-    await asyncio.sleep(0.3)
-    await jmap.call("Identity/set", create={"k": {"email": ALICE}})
-    await asyncio.sleep(0.3)
+    told = set()
+    emit = events._Source._emit
+
+    def noted(source, change, token):
+        emit(source, change, token)
+        told.update(change["changed"][jmap.account])
+
+    with mock.patch.object(events._Source, "_emit", noted):
+        stream = await open_events(jmap, "types=*&closeafter=no&ping=0")
+        for number in range(5):
+            await jmap.add(message(f"{number}"))
+        await until(lambda: "Email" in told)
+        await jmap.call("Identity/set", create={"k": {"email": ALICE}})
+        await until(lambda: "Identity" in told)
     event = parse_event(await anext(stream))
     got = await jmap.call("Email/get", ids=[])
     changed = event["data"]["changed"][jmap.account]
