@@ -96,7 +96,7 @@ class ClientConnection:
     def start_tls(self) -> None:
         """Begin anew inside TLS; ReplyError when plain octets came after the 220.
 
-        Somebody between could have put them there (RFC 3207 section 5).
+        Somebody between could have put them there (RFC 3207 section 4.2).
         """
         if self._reader.pending or self._waiting:
             raise ReplyError("plain text after STARTTLS")
