@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import signal
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from mailserverd.app.commands import Commands
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
 
 log = get_logger("daemon")
 GC_THRESHOLDS = (20_000, 20, 20)  # measured: 15-25 % less CPU per message
+AT_START = (  # settings that services keep as they were at the start
+    "storage",
+    "dns",
+    "server.data_dir",
+    "server.hostname",
+    "outbound.give_up",
+    "limits.password_memory",
+)
 CERTIFICATE_POLL = 30.0  # seconds between looks at the certificate files
 
 
@@ -67,7 +76,7 @@ class Daemon:
     def __init__(
         self, settings: Settings, config: str, graph: Graph, reactor: Any
     ) -> None:
-        self._settings = settings
+        self._started = self._settings = settings
         self._config = config
         self._graph = graph
         self._stopping = asyncio.Event()
@@ -130,16 +139,10 @@ class Daemon:
             systemd.notify("READY=1")
 
     def _warn_of_restart(self, fresh: Settings) -> None:
-        old = self._settings
         changed = [
             name
-            for name, before, after in (
-                ("storage", old.storage, fresh.storage),
-                ("dns", old.dns, fresh.dns),
-                ("server.data_dir", old.server.data_dir, fresh.server.data_dir),
-                ("server.hostname", old.server.hostname, fresh.server.hostname),
-            )
-            if before != after
+            for name in AT_START
+            if attrgetter(name)(self._started) != attrgetter(name)(fresh)
         ]
         if changed:
             log.warning("restart-needed", settings=changed)

@@ -85,7 +85,8 @@ class Fronts:
     async def apply(self, settings: Settings) -> None:
         """Take over new settings: listeners, limits, certificates; connections stay.
 
-        Raises CertificateError or ListenError with everything as it was.
+        Raises CertificateError or ListenError with everything as it was; but for an
+        address that had to be closed first, and that somebody else took meanwhile.
         """
         gone = [one for one in self._open if one not in settings.listener]
         await self._open_beside(settings, {one.address for one in gone})

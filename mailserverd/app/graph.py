@@ -75,7 +75,6 @@ class Graph:
     deliver: Deliver
     receive: Receive
     submission: Submission
-    relay: Relay
     router: Router
     runner: QueueRunner
     pruning: Pruning
@@ -121,7 +120,6 @@ class Graph:
     async def close(self) -> None:
         """Finish notes of what was applied, end helpers."""
         await self.runner.drain()
-        await self.relay.close()
         await self.acceptances.close()
         await self.index.close()
         await self.resolver.close()
@@ -242,7 +240,6 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         deliver=deliver,
         receive=receive,
         submission=Submission(receive, limits(settings)),
-        relay=relay,
         router=router,
         runner=QueueRunner(queue, relay, receive, schedule(settings)),
         pruning=Pruning(stores.shard_dbs, queue, clock),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from tests.lib import daemon
@@ -41,3 +42,29 @@ def test_a_stop_during_a_reload_drains(tmp_path: pathlib.Path) -> None:
     assert "Traceback" not in ours.log()
     closed = [e["address"] for e in ours.events("stopped-listening")]
     assert len(closed) == len(set(closed)) == MANY + len(daemon.OFFSETS)
+
+
+def test_settings_that_need_a_restart_are_named_until_it_comes(
+    tmp_path: pathlib.Path,
+) -> None:
+    ours = daemon.make(tmp_path / "ours", "alice@example.test:pass word")
+    with daemon.running(ours):
+        assert ours.process is not None
+        for count, (drain, needed) in enumerate(
+            (
+                (3, None),
+                (3, ["limits.password_memory", "outbound.give_up"]),
+                (4, ["limits.password_memory", "outbound.give_up"]),
+                (4, None),
+            ),
+            start=1,
+        ):
+            kept = "[outbound]\ngive_up = 99\n[limits]\npassword_memory = 9000000\n"
+            ours.override(f"[server]\ndrain = {drain}\n{kept if needed else ''}")
+            before = len(ours.events("restart-needed"))
+            ours.process.send_signal(signal.SIGHUP)
+            while len(ours.events("reloaded")) < count:
+                assert ours.process.poll() is None
+                time.sleep(0.02)
+            said = ours.events("restart-needed")[before:]
+            assert [sorted(one["settings"]) for one in said] == [needed] * bool(needed)
