@@ -324,3 +324,24 @@ async def test_an_email_that_is_no_draft_may_be_sent(jmap):
     envelope = {"mailFrom": {"email": ALICE}, "rcptTo": [{"email": BOB}]}
     result = await send(jmap, email, envelope=envelope)
     assert result["created"]["s"]["threadId"]
+
+
+@with_jmap()
+async def test_an_answer_joins_its_thread(jmap):
+    await jmap.host.send(
+        message("Lunch", **{"Message-ID": "<lunch@x>"}).encode(), ALICE
+    )
+    [found] = (await jmap.call("Email/query", filter={"subject": "lunch"}))["ids"]
+    asked = await jmap.get(found, "threadId", "messageId")
+    given = {"inReplyTo": asked["messageId"], "references": asked["messageId"]}
+    answer = await a_draft(jmap, subject="Re: Lunch", **given)
+    sending = {"identityId": await own_identity(jmap), "emailId": answer}
+    responses = await jmap.calls(
+        ["EmailSubmission/set", {"create": {"s": sending}}, "1"],
+        ["Email/set", {"update": {found: {"keywords/$answered": True}}}, "2"],
+    )
+    assert responses[0][1]["created"]["s"]["undoStatus"] == "final"
+    assert (await jmap.get(found, "keywords"))["keywords"] == {"$answered": True}
+    assert (await jmap.get(answer, "threadId"))["threadId"] == asked["threadId"]
+    [sent] = await jmap.host.mail(BOB)
+    assert b"In-Reply-To: <lunch@x>\r\n" in sent
