@@ -159,7 +159,10 @@ class Reader:
         while True:
             step = _STEPS[self._state]
             before = self._state, len(self._buffer)
-            event = step(self)
+            try:
+                event = step(self)
+            except _TooLong:
+                event = self._fatal("line too long")
             if event is not None:
                 return event
             if before == (self._state, len(self._buffer)):
@@ -206,10 +209,7 @@ class Reader:
         return line[:-2] if line.endswith(b"\r\n") else line[:-1]
 
     def _on_line(self) -> Event | None:
-        try:
-            line = self._line(self.limits.line)
-        except _TooLong:
-            return self._fatal("command line too long")
+        line = self._line(self.limits.line)
         if line is None:
             return None
         if line.endswith(b"}") and (match := _LITERAL.search(line)):
@@ -276,10 +276,7 @@ class Reader:
         return Chunk(data)
 
     def _on_tail(self) -> Event | None:
-        try:
-            line = self._line(self.limits.line)
-        except _TooLong:
-            return self._fatal("command line too long")
+        line = self._line(self.limits.line)
         if line is None:
             return None
         self._reset()
@@ -298,10 +295,7 @@ class Reader:
 
     def _on_drop(self) -> Event | None:
         """Drop the line behind a refused literal, and literals that follow unasked."""
-        try:
-            line = self._line(self.limits.line)
-        except _TooLong:
-            return self._fatal("command line too long")
+        line = self._line(self.limits.line)
         if line is None:
             return None
         self._state = _State.LINE
@@ -320,10 +314,7 @@ class Reader:
         return True
 
     def _on_raw(self) -> Event | None:
-        try:
-            line = self._line(self._raw_limit)
-        except _TooLong:
-            return self._fatal("line too long")
+        line = self._line(self._raw_limit)
         if line is None:
             return None
         self._state = _State.LINE
