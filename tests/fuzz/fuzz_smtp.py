@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocols.smtp.client import ClientConnection
-from protocols.smtp.conn import BadLine, Content, Line, ServerConnection
+from protocols.smtp.conn import BadLine, Content, Line, ServerConnection, State
 from protocols.smtp.extension import MailParameters, RcptParameters
 from protocols.smtp.settings import SmtpSettings
 from protocols.smtp.transaction import read_mail_parameters, read_rcpt_parameters
@@ -71,6 +71,7 @@ def _line(conn: ServerConnection, event: Line | BadLine) -> object:
             conn.start_data()
         elif command.verb == "BDAT":
             conn.start_chunk(min(parse_bdat(command.argument)[0], 100))
+            conn.state = State.CHUNKS
         elif command.verb == "EHLO":
             return parse_helo(command.argument)
         elif command.verb == "MAIL":
