@@ -76,10 +76,10 @@ def test_the_second_login_costs_no_hash_and_microseconds(
         first = await login(auth)
         assert first.address == ALICE
         assert hasher.runs == 1
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(100):
             assert await login(auth) == first
-        assert (time.perf_counter() - started) / 100 < 0.001
+        assert (time.process_time() - started) / 100 < 0.001
         assert await login(auth, user="Alice@EXAMPLE.org") == first
         assert hasher.runs == 1
 

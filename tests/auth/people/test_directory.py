@@ -207,14 +207,16 @@ def test_senders_use_their_own_addresses_only(tmp_path: pathlib.Path) -> None:
 
 
 def test_cached_answers_cost_microseconds_and_changes_show_at_once(
-    tmp_path: pathlib.Path,
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(p: People) -> None:
-        await p.directory.resolve("alice@example.org")
-        started = time.perf_counter()
-        for _ in range(1000):
-            await p.directory.resolve("alice@example.org")
-        assert (time.perf_counter() - started) / 1000 < 0.0001
+        found = await p.directory.resolve("alice@example.org")
+        with monkeypatch.context() as patch:
+            patch.setattr(p.directory._database, "read", None)  # nothing is read
+            started = time.process_time()
+            for _ in range(1000):
+                assert await p.directory.resolve("alice@example.org") == found
+            assert (time.process_time() - started) / 1000 < 0.0001
         assert await p.directory.resolve("carol@example.org") is None
         await p.accounts.account_add("carol@example.org", SECRET)
         assert await targets(p, "carol@example.org") == [(3, "")]
