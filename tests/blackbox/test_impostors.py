@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import statistics
 import time
 from typing import TYPE_CHECKING
 
@@ -157,7 +156,8 @@ def test_who_exists_is_not_told(ours: daemon.Daemon) -> None:
                 answers.add(basic(ours, user, GUESS))
                 times[kind].append(time.perf_counter() - before)
     assert len(answers) == 1, answers
-    ratio = statistics.median(times["known"]) / statistics.median(times["unknown"])
+    # The least of several: what a busy machine adds is nobody's.
+    ratio = min(times["known"]) / min(times["unknown"])
     assert 0.6 < ratio < 1.6, times
     replies = set()
     for user in (BOB, "nobody2@one.test"):
