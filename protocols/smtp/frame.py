@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HIGH_WATER = 256 * 1024  # octets waiting to be read as events: stop reading
 GROUP = 16 * 1024  # octets of replies that are written without waiting for more
 LINGER = 2.0  # seconds to wait for the peer's close after a farewell
-HANDSHAKE = 30.0  # seconds for STARTTLS
+HANDSHAKE = 30.0  # seconds for STARTTLS, and for a full buffer to be read
 log = get_logger("smtp")
 
 
