@@ -9,6 +9,7 @@ root may speak (the socket is 0600 and the peer's uid is checked).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -22,11 +23,13 @@ from mailserverd.core.log import get_logger
 
 if TYPE_CHECKING:
     import pathlib
+    from collections.abc import Iterator
 
 log = get_logger("control")
 Progress = Callable[[dict[str, Any]], None]
 Handler = Callable[[str, dict[str, Any], Progress], Awaitable[Any]]
 LINE_LIMIT = 1 << 20
+LONGEST = 107  # octets of a socket's path (unix(7))
 
 
 async def serve(path: pathlib.Path, handler: Handler) -> asyncio.Server:
@@ -34,11 +37,25 @@ async def serve(path: pathlib.Path, handler: Handler) -> asyncio.Server:
     path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, before serving
     old = os.umask(0o177)
     try:
-        return await asyncio.start_unix_server(
-            lambda r, w: _session(r, w, handler), str(path), limit=LINE_LIMIT
-        )
+        with _address(path) as address:
+            return await asyncio.start_unix_server(
+                lambda r, w: _session(r, w, handler), address, limit=LINE_LIMIT
+            )
     finally:
         os.umask(old)
+
+
+@contextlib.contextmanager
+def _address(path: pathlib.Path) -> Iterator[str]:
+    """Yield a socket's path; one that is too long by way of its open directory."""
+    if len(os.fsencode(path)) <= LONGEST:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 async def _session(
@@ -102,7 +119,8 @@ async def call(
     Raises ConnectionError or FileNotFoundError when no daemon listens, and the
     daemon's MailError.
     """
-    reader, writer = await asyncio.open_unix_connection(str(path), limit=64 << 20)
+    with _address(path) as address:
+        reader, writer = await asyncio.open_unix_connection(address, limit=64 << 20)
     try:
         _send(writer, {"command": command, "args": args})
         while line := await reader.readline():

@@ -56,6 +56,25 @@ def test_a_command_has_progress_and_a_result(tmp_path: pathlib.Path) -> None:
     asyncio.run(main())
 
 
+def test_a_path_longer_than_a_socket_s_may_be(tmp_path: pathlib.Path) -> None:
+    """A daemon with a deep data_dir did not start, and no command worked."""
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+
+    async def main() -> None:
+        for _ in range(2):  # the second replaces a stale socket
+            async with served(deep) as place:
+                assert place.is_socket()
+                assert place.stat().st_mode & 0o777 == 0o600
+                assert await control.call(place, "x", {}, lambda _: None) == {}
+        with pytest.raises(ConnectionRefusedError):
+            await control.call(place, "x", {}, lambda _: None)
+        with pytest.raises(FileNotFoundError):
+            await control.call(deep / "lost" / "x.sock", "x", {}, lambda _: None)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     "line", [b"", b"{", b"[]", b"1", b"{}", b'{"command": "x", "args": 1}']
 )
