@@ -1,7 +1,7 @@
 """The only crossing between Twisted's Deferreds and asyncio.
 
 All our coroutines are asyncio tasks on the loop that Twisted's asyncio reactor runs;
-nobody else sees a Deferred (STYLE section 6, item 2).
+nobody else sees a Deferred: a bare one cannot be awaited in a task, nor asyncio in its.
 """
 
 from __future__ import annotations
