@@ -337,7 +337,8 @@ class QueueRunner:
         except MailError as error:
             log.warning("notice-deferred", queue=queue_id, error=str(error))
             return False
-        await self._queue.noticed(queue_id, [r.position for r in entry.recipients])
+        told = [(r.position, r.notice) for r in entry.recipients]
+        await self._queue.noticed(queue_id, told)
         return True
 
     async def _reported(self, entry: Entry) -> bytes:

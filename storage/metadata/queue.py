@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Entry,
         Finished,
         NewQueued,
+        Notice,
         Outcome,
         PendingPart,
         Stats,
@@ -95,9 +96,12 @@ class MailQueue:
         """
         return await self._database.read(queue_units.notices, 0, limit)
 
-    async def noticed(self, queue_id: str, positions: Sequence[int]) -> None:
-        """Note that the sender was told of these recipients."""
-        args = (queue_id, tuple(positions))
+    async def noticed(self, queue_id: str, told: Sequence[tuple[int, Notice]]) -> None:
+        """Note of which recipients (by position) the sender was told what.
+
+        One that failed while its delay was reported stays listed for the failure.
+        """
+        args = (queue_id, tuple(told))
         await self._database.write(queue_units.noticed, 0, args)
 
     # --- acceptances ----------------------------------------------------------

@@ -322,9 +322,14 @@ def notices(tx: Tx, _account: int, limit: int) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-def noticed(tx: Tx, _account: int, args: tuple[str, tuple[int, ...]]) -> int:
-    """Note that the sender was told of recipients (queue id, positions)."""
-    text, positions = args
+def noticed(
+    tx: Tx, _account: int, args: tuple[str, tuple[tuple[int, Notice], ...]]
+) -> int:
+    """Note what the sender was told of recipients (queue id, (position, notice)).
+
+    Whoever has another notice by now stays listed: that was not told.
+    """
+    text, told = args
     number = queue_number(text)
     pending = {r[0]: r[4] for r in tx.all(STATES, {"message": number})}
     tx.many(
@@ -333,10 +338,10 @@ def noticed(tx: Tx, _account: int, args: tuple[str, tuple[int, ...]]) -> int:
             {
                 "which": number,
                 "at": position,
-                "to_delay": int(pending[position] == Notice.DELAYED),
+                "to_delay": int(notice is Notice.DELAYED),
             }
-            for position in positions
-            if pending.get(position)
+            for position, notice in told
+            if pending.get(position) == notice
         ],
     )
     return rows.recount(tx, number)

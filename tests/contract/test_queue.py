@@ -160,7 +160,7 @@ def test_finish_delivers_reschedules_and_fails(run: Scenario) -> None:
         (told,) = await queue.notices()
         assert [r.reply for r in told.recipients] == ["550 no"]
         assert (await queue.stats()).notices == 1
-        await queue.noticed(queue_id, [2])
+        await queue.noticed(queue_id, [(2, Notice.FAILED)])
         assert await queue.notices() == ()
         assert await queue.list() == ()
         assert len(await queue.list(Page(finished=True))) == 1
@@ -315,9 +315,30 @@ def test_a_pending_delay_notice_survives_the_next_attempt(run: Scenario) -> None
         (entry,) = await queue.notices()
         assert entry.recipients[0].notice is Notice.DELAYED
         assert not entry.recipients[0].delay_sent
-        await queue.noticed(queue_id, [0])
+        await queue.noticed(queue_id, [(0, Notice.DELAYED)])
         (entry,) = await queue.list()
         assert entry.recipients[0].delay_sent
+
+    run(scenario)
+
+
+def test_a_failure_during_the_report_of_a_delay_is_still_to_be_told(
+    run: Scenario,
+) -> None:
+    async def scenario(queue: MailQueue, clock: ManualClock) -> None:
+        queue_id = await queue.enqueue(new("a@x.example"))
+        now = int(clock.now())
+        for state, notice in (
+            (State.QUEUED, Notice.DELAYED),
+            (State.FAILED, Notice.FAILED),
+        ):
+            (claim,) = await queue.claim()
+            await queue.finish(claim, [Outcome(0, state, "no", due=now, notice=notice)])
+        await queue.noticed(queue_id, [(0, Notice.DELAYED)])
+        (entry,) = await queue.notices()
+        assert entry.recipients[0].notice is Notice.FAILED
+        await queue.noticed(queue_id, [(0, Notice.FAILED)])
+        assert await queue.notices() == ()
 
     run(scenario)
 
@@ -361,7 +382,7 @@ def test_blobs_live_while_needed_then_purge_forgets(run: Scenario) -> None:
         await queue.finish(claim, [Outcome(0, State.FAILED, notice=Notice.FAILED)])
         live = await queue.live_blobs(hashes)
         assert live[one.hash] == moved  # the report quotes it
-        await queue.noticed(claim.queue_id, [0])
+        await queue.noticed(claim.queue_id, [(0, Notice.FAILED)])
         await queue.applied(b"B" * 16, ["shard:0"])
         assert await queue.live_blobs(hashes) == {}
         clock.move(10)
@@ -407,7 +428,7 @@ def test_a_queue_that_is_down_says_so_and_never_seems_empty() -> None:
             queue.finish(claim, []),
             queue.next_due(),
             queue.notices(),
-            queue.noticed("0000000000", [0]),
+            queue.noticed("0000000000", [(0, Notice.FAILED)]),
             queue.accept(Acceptance(b"A" * 16, blob(), b"", ())),
             queue.applied(b"A" * 16, []),
             queue.pending(0),
