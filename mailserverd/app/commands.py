@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mailserverd.app.stores import databases
 from mailserverd.core.errors import Kind, MailError
 from storage.engines import inspect_database, migrate_database, path_of
+from storage.metadata.directory import count_by_shard
 from storage.metadata.meta import SCHEMAS
 from storage.metadata.queue_units import routing_domain
 from storage.queue import Entry, Page, Selection, State
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PAGE = 500  # messages read at once
 QUEUED, LEASED, HELD = State.QUEUED, State.LEASED, State.HELD
+OPEN = (QUEUED, LEASED, HELD)
 
 
 class Commands:
@@ -42,7 +44,7 @@ class Commands:
             "queue.retry": functools.partial(self._act, queue.retry, (QUEUED,)),
             "queue.hold": functools.partial(self._act, queue.hold, (QUEUED, LEASED)),
             "queue.release": functools.partial(self._act, queue.release, (HELD,)),
-            "queue.cancel": functools.partial(self._act, self._cancel, (QUEUED, HELD)),
+            "queue.cancel": functools.partial(self._act, self._cancel, OPEN),
             "storage.status": self._status,
             "storage.collect": self._collect,
         }
@@ -83,8 +85,8 @@ class Commands:
         return _entry(await self._graph.queue.show(id))
 
     async def _cancel(self, selection: Selection) -> int:
-        done, _in_flight = await self._graph.queue.cancel(selection)
-        return done
+        """Count those in flight, too: they are dropped unless the attempt succeeds."""
+        return sum(await self._graph.queue.cancel(selection))
 
     async def _act(
         self,
@@ -141,8 +143,9 @@ async def status(
     """Return what is known of every database and of the blobs."""
     counts: dict[int, int] = {}
     if graph is not None:
-        for one in await graph.accounts.account_list():
-            counts[one["shard"]] = counts.get(one["shard"], 0) + 1
+        people = graph.stores.directory
+        found = await people.read(count_by_shard, 0, None)
+        counts = {n: found.get(shard, 0) for n, shard in enumerate(people.shards)}
     rows = []
     for name, kind, url in databases(settings):
         row: dict[str, Any] = {"name": name, "url": url, "problem": ""}
@@ -153,7 +156,7 @@ async def status(
             row["problem"] = error.text
         if row.get("schema", SCHEMAS[kind]) != SCHEMAS[kind]:
             row["problem"] = "run: mailserverd storage migrate"
-        if kind == "shard":
+        if kind == "shard" and graph is not None:
             row["accounts"] = counts.get(int(name.rpartition("-")[2]), 0)
         rows.append(row)
     url = settings.storage.blobs

@@ -85,7 +85,7 @@ def test_a_dry_run_counts_what_the_command_does(
     asyncio.run(main())
 
 
-def test_what_is_in_flight_is_held_later_and_not_cancelled_now(
+def test_what_is_in_flight_is_held_or_cancelled_when_the_attempt_ends(
     tmp_path: pathlib.Path,
 ) -> None:
     async def main() -> None:
@@ -93,7 +93,7 @@ def test_what_is_in_flight_is_held_later_and_not_cancelled_now(
             await graph.queue.enqueue(message("a@x.test", "b@x.test"))
             limits = ClaimLimits(limit=1, per_domain=1, busy=(), lease=60)
             assert len(await graph.queue.claim(limits)) == 1
-            for command, count in (("cancel", 0), ("retry", 0), ("hold", 2)):
+            for command, count in (("retry", 0), ("hold", 2), ("cancel", 2)):
                 for dry_run in (True, False):
                     done = await run(f"queue.{command}", id="all", dry_run=dry_run)
                     assert done["count"] == count, command
@@ -113,5 +113,19 @@ def test_arguments_are_the_command_s(tmp_path: pathlib.Path) -> None:
             ):
                 with pytest.raises(MailError, match="INVALID"):
                     await run(command, **args)
+
+    asyncio.run(main())
+
+
+def test_the_status_counts_the_accounts_of_each_shard(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        async with commands(tmp_path) as (_, run):
+            await run("domain.add", domain="example.test")
+            for name in ("alice", "bob"):
+                address = f"{name}@example.test"
+                await run("account.add", address=address, password="long enough")
+            rows = {row["name"]: row for row in await run("storage.status")}
+            assert rows["shard-0"]["accounts"] == 2
+            assert not any(row.get("problem") for row in rows.values())
 
     asyncio.run(main())
