@@ -81,6 +81,8 @@ class _Watch:
 
     unsubscribe: Callable[[], None]
     held: dict[int, _Held] = dataclasses.field(default_factory=dict)
+    # by mailbox: one session loads its view, the others wait for it
+    loading: dict[int, asyncio.Lock] = dataclasses.field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     selecting: int = 0  # sessions inside ``select``
 
@@ -103,7 +105,6 @@ class Views:
         self._watches: dict[int, _Watch] = {}
         self._resting: OrderedDict[tuple[int, int], _Held] = OrderedDict()
         self._resting_messages = 0
-        self._loading: dict[tuple[int, int], asyncio.Lock] = {}
 
     async def select(
         self, access: Access, mailbox: Mailbox, *, read_only: bool
@@ -113,7 +114,7 @@ class Views:
         watch = self._watch(access.account)
         watch.selecting += 1
         try:
-            async with self._loading.setdefault(key, asyncio.Lock()):
+            async with watch.loading.setdefault(key[1], asyncio.Lock()):
                 held = watch.held.get(key[1]) or self._wake(watch, key)
                 if held is None or self._stale(held, mailbox):
                     held = _Held(await self._load(access, mailbox))
@@ -124,7 +125,6 @@ class Views:
                 held.view.selections.add(selected)
         finally:
             watch.selecting -= 1
-            self._forget_lock(key)
             self._unwatch(access.account)
         if held.view.highestmodseq < mailbox.highestmodseq or held.hint > held.checked:
             await self._refresh_selecting(selected)
@@ -141,11 +141,6 @@ class Views:
             self.release(selected)
             raise
         selected.catch_up()
-
-    def _forget_lock(self, key: tuple[int, int]) -> None:
-        lock = self._loading.get(key)
-        if lock is not None and not lock.locked():
-            del self._loading[key]
 
     async def _load(self, access: Access, mailbox: Mailbox) -> MailboxView:
         view = await self._messages.view(access, mailbox.mailbox_id)

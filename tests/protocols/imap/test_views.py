@@ -129,6 +129,31 @@ def test_sessions_share_one_load() -> None:
     asyncio.run(main())
 
 
+def test_who_tries_a_failed_load_again_shares_the_next() -> None:
+    async def main() -> None:
+        source, views = make()
+        load = source.view
+
+        async def failing(_: Access, __: int) -> View:
+            source.view = load  # type: ignore[method-assign] # mended
+            await asyncio.sleep(0)
+            raise MailError(Kind.UNAVAILABLE)
+
+        source.view = failing  # type: ignore[method-assign] # once
+
+        async def stubborn() -> Selected:
+            try:
+                return await select(source, views)
+            except MailError:
+                return await select(source, views)
+
+        chosen = await asyncio.gather(stubborn(), select(source, views))
+        assert source.views == 1
+        assert chosen[0].view is chosen[1].view
+
+    asyncio.run(main())
+
+
 def test_a_rested_view_is_brought_up_to_date() -> None:
     async def main() -> None:
         source, views = make()
@@ -277,6 +302,5 @@ def test_a_failed_load_leaves_nothing() -> None:
             await views.select(ACCESS, mailbox, read_only=False)
         assert not source.callbacks
         assert not views._watches
-        assert not views._loading
 
     asyncio.run(main())
