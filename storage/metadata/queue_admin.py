@@ -45,7 +45,7 @@ def _change(when: ColumnElement[bool], **values: Any) -> dict[str, Sql]:
 
 
 HOLD = _change(R.state == QUEUED, state=HELD, due=None, updated=p("now"))
-HOLD_LATER = _change(R.state == LEASED, wish=HELD)
+HOLD_LATER = _change(and_(R.state == LEASED, R.wish != CANCELLED), wish=HELD)
 UNWISH = _change(and_(R.state == LEASED, R.wish == HELD), wish=0)
 RELEASE = _change(R.state == HELD, state=QUEUED, due=p("now"), updated=p("now"))
 RETRY = _change(R.state == QUEUED, due=p("now"))

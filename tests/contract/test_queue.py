@@ -291,6 +291,7 @@ def test_cancel_before_and_during_an_attempt(run: Scenario) -> None:
         two = await queue.enqueue(new("a@x.example"))
         (claim,) = await queue.claim()
         assert await queue.cancel(Selection(two)) == (0, 1)
+        assert await queue.hold(Selection(two)) == 0  # nothing is taken back
         done = await queue.finish(
             claim, [Outcome(0, State.QUEUED, "451", due=int(clock.now()))]
         )
