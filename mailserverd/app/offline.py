@@ -9,16 +9,29 @@ from mailserverd.app.commands import Commands, migrate, status
 from mailserverd.app.graph import build
 from mailserverd.app.stores import data_lock, make_missing, open_stores
 from mailserverd.core import log
+from mailserverd.core.errors import MailError
 from mailserverd.core.ports import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from mailserverd.core.ports import Clock
     from mailserverd.settings import Settings
 
     Handler = Callable[
         [str, dict[str, Any], Callable[[dict[str, Any]], None]], Awaitable[Any]
     ]
+
+
+@contextlib.asynccontextmanager
+async def commands(settings: Settings, clock: Clock) -> AsyncIterator[Commands]:
+    """Open everything for one command."""
+    async with contextlib.AsyncExitStack() as stack:
+        stores = await open_stores(settings, clock)
+        stack.push_async_callback(stores.close)
+        graph = build(settings, stores, clock)
+        stack.push_async_callback(graph.close)
+        yield Commands(settings, graph)
 
 
 @contextlib.asynccontextmanager
@@ -41,13 +54,12 @@ async def offline(settings: Settings, *, make: bool = False) -> AsyncIterator[Ha
             # These two have to work on what cannot be opened.
             if command == "storage.migrate":
                 return migrate(settings, clock, **args)
-            if command == "storage.status":
+            try:
+                async with commands(settings, clock) as opened:
+                    return await opened.run(command, args, progress)
+            except MailError:
+                if command != "storage.status":
+                    raise
                 return await status(settings)
-            async with contextlib.AsyncExitStack() as stack:
-                stores = await open_stores(settings, clock)
-                stack.push_async_callback(stores.close)
-                graph = build(settings, stores, clock)
-                stack.push_async_callback(graph.close)
-                return await Commands(settings, graph).run(command, args, progress)
 
         yield handle

@@ -233,6 +233,20 @@ def test_every_command_speaks_plainly(world: World) -> None:
         assert not done.stdout.startswith(("{", "[")) or step[1] == "example", step
 
 
+def test_the_status_counts_accounts(world: World) -> None:
+    rows = {row["name"]: row for row in world.ok("storage", "status")}
+    assert rows["shard-0"]["accounts"] == len(world.ok("account", "list")) > 0
+
+
+def test_the_status_shows_what_cannot_be_opened(world: World) -> None:
+    if world.where == BESIDE:
+        return
+    (world.ours.home / "data/queue.db").unlink()
+    rows = {row["name"]: row for row in world.ok("storage", "status")}
+    assert "migrate" in rows["queue"]["problem"]
+    assert "accounts" not in rows["shard-0"]
+
+
 def test_a_dry_run_changes_nothing(world: World) -> None:
     before = world.state() if world.where == BESIDE else world.dump()
     steps = [
