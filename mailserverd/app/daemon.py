@@ -37,7 +37,6 @@ AT_START = (  # settings that services keep as they were at the start
     "dns",
     "server.data_dir",
     "server.hostname",
-    "outbound.give_up",
     "limits.password_memory",
 )
 CERTIFICATE_POLL = 30.0  # seconds between looks at the certificate files

@@ -91,6 +91,7 @@ class Graph:
         self.submission.limits = limits(settings)
         self.router.settings = routes(settings)
         self.runner.settings = schedule(settings)
+        self.deliver.give_up = settings.outbound.give_up
 
     def background(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """Return what runs beside the listeners, by name."""
@@ -162,7 +163,6 @@ def schedule(settings: Settings) -> QueueSettings:
     return QueueSettings(
         retry_min=outbound.retry_min,
         retry_max=outbound.retry_max,
-        give_up=outbound.give_up,
         delay_notice=outbound.delay_notice,
         concurrency=outbound.concurrency,
         per_destination=outbound.per_destination,

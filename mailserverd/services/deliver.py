@@ -83,7 +83,7 @@ class Deliver:
         self._store = store
         self._acceptances = acceptances
         self.queue = acceptances.queue
-        self._give_up = give_up
+        self.give_up = give_up
         self._directory = directory
         self._changes = changes
 
@@ -146,7 +146,7 @@ class Deliver:
             reverse_path=envelope.reverse_path,
             recipients=recipients,
             blob=order.email.blob,
-            expires=int(max(order.received_at, order.send_at) + self._give_up),
+            expires=int(max(order.received_at, order.send_at) + self.give_up),
             key=order.acceptance,
             account=order.account,
             send_at=order.send_at,

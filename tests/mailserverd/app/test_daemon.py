@@ -53,13 +53,13 @@ def test_settings_that_need_a_restart_are_named_until_it_comes(
         for count, (drain, needed) in enumerate(
             (
                 (3, None),
-                (3, ["limits.password_memory", "outbound.give_up"]),
-                (4, ["limits.password_memory", "outbound.give_up"]),
+                (3, ["limits.password_memory", "server.hostname"]),
+                (4, ["limits.password_memory", "server.hostname"]),
                 (4, None),
             ),
             start=1,
         ):
-            kept = "[outbound]\ngive_up = 99\n[limits]\npassword_memory = 9000000\n"
+            kept = 'hostname = "b.test"\n[limits]\npassword_memory = 9000000\n'
             ours.override(f"[server]\ndrain = {drain}\n{kept if needed else ''}")
             before = len(ours.events("restart-needed"))
             ours.process.send_signal(signal.SIGHUP)
