@@ -32,6 +32,7 @@ LEASE = 600  # seconds without heartbeat until an attempt counts as dead
 HEARTBEAT = 120.0  # seconds
 LONGEST_SLEEP = 300.0  # seconds: a guard, not a poll
 PAUSE = 5.0  # seconds after the database failed
+RECORD_AGAIN = 0.2  # seconds until an outcome is written again, at first
 EXPIRED = "4.4.7"  # RFC 3463 section 3.5
 STATUS = {
     Kind.NO_SUCH_USER: "5.1.1",
@@ -44,11 +45,10 @@ log = get_logger("queue")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """When the queue tries, warns and gives up (seconds), and how much at once."""
+    """When the queue tries and warns (seconds), and how much at once."""
 
     retry_min: float = 60
     retry_max: float = 4 * 3600
-    give_up: float = 5 * 86400
     delay_notice: float = 4 * 3600  # 0: none
     concurrency: int = 50
     per_destination: int = 5
@@ -202,7 +202,7 @@ class QueueRunner:
             self._outcome(claim, recipient, one)
             for recipient, one in zip(claim.recipients, said, strict=True)
         ]
-        await self._queue.finish(claim, outcomes)
+        await self._record(claim, outcomes)
         for recipient, outcome in zip(claim.recipients, outcomes, strict=True):
             log.info(
                 "delivery-attempt",
@@ -216,6 +216,25 @@ class QueueRunner:
             )
         if any(outcome.notice for outcome in outcomes):
             self._notice.set()
+
+    async def _record(self, claim: Claim, outcomes: list[Outcome]) -> None:
+        """Write down how an attempt ended.
+
+        While the database refuses, the lease is kept and it is tried again: what the
+        peer has taken would be sent once more otherwise.
+        """
+        pause = RECORD_AGAIN
+        while True:
+            try:
+                await self._queue.finish(claim, outcomes)
+            except MailError as error:
+                if not error.temporary:
+                    raise
+                log.warning("outcome-deferred", queue=claim.queue_id, error=str(error))
+            else:
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, PAUSE)
 
     async def _attempt(self, claim: Claim) -> tuple[Said, ...]:
         """Return what was said of each recipient; what fails here is tried again."""

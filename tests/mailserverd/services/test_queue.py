@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pathlib
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from storage.queue import Entry, QueuedRecipient
+    from storage.queue import Entry, Finished, QueuedRecipient
 
 ALICE, BOB, FRIEND = "alice@example.org", "bob@example.org", "friend@a.example"
 MESSAGE = b"From: alice@example.org\r\nSubject: out\r\n\r\nHello\r\n"
@@ -351,6 +351,27 @@ def test_a_missing_blob_is_a_temporary_failure(tmp_path: pathlib.Path) -> None:
         it.host.blobs.read = read  # type: ignore[method-assign] # mended
         await it.step(HOUR)
         assert (await it.recipient(queue_id)).state is State.DELIVERED
+
+    run(tmp_path, steps)
+
+
+def test_an_outcome_that_cannot_be_written_at_once_is_not_forgotten(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def steps(it: Bench) -> None:
+        queue_id = await it.submit(FRIEND)
+        write, failures = it.host.queue.finish, [0, 1]
+
+        async def failing(*args: Any) -> Finished:
+            if failures:
+                failures.pop()
+                raise MailError(Kind.STORAGE_FULL, "storage is full")
+            return await write(*args)
+
+        it.host.queue.finish = failing  # type: ignore[assignment] # a full disk
+        assert await it.step() == 1
+        assert (await it.recipient(queue_id)).state is State.DELIVERED
+        assert it.sink.connections == 1
 
     run(tmp_path, steps)
 
