@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import email
 import email.message
 import email.policy
+import json
 import os
 import pathlib
 import random
@@ -13,7 +15,8 @@ import signal
 import smtplib
 import subprocess
 import tempfile
-from typing import TYPE_CHECKING
+import urllib.request
+from typing import TYPE_CHECKING, Any
 
 import imapclient
 import pytest
@@ -121,6 +124,7 @@ def build(home: pathlib.Path) -> Iterator[World]:
             ("smtp", f"127.0.0.1:{ours.port(25)}", "starttls"),
             ("submission", f"127.0.0.1:{ours.port(587)}", "starttls"),
             ("imap", f"127.0.0.1:{ours.port(143)}", "starttls"),
+            ("http", f"127.0.0.1:{ours.port(80)}", "none"),
         )
     )
     ours.override(f'{listeners}[dns]\nservers = ["{names}"]\n')
@@ -189,6 +193,80 @@ def test_postfix_sends_to_us_by_mx_and_spf_passes(world: World) -> None:
     assert found[0]["Return-Path"] == f"<{CAROL}>"
     assert "mx.peer.test" in found[0].get_all("Received")[0]
     assert "ESMTPS" in found[0].get_all("Received")[0]
+
+
+def jmap(world: World, *calls: list[Any]) -> list[dict[str, Any]]:
+    """Make Bob's calls, each with his account; return the arguments of the answers."""
+    base = f"http://127.0.0.1:{world.ours.port(80)}/jmap"
+    login = base64.b64encode(f"{BOB}:{PASSWORD}".encode()).decode()
+    headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{base}/session", headers=headers), timeout=30
+    ) as answer:
+        account = next(iter(json.load(answer)["accounts"]))
+    names = ("core", "mail", "submission")
+    document = {
+        "using": [f"urn:ietf:params:jmap:{name}" for name in names],
+        "methodCalls": [
+            [name, {"accountId": account} | args, str(number)]
+            for number, (name, args) in enumerate(calls)
+        ],
+    }
+    request = urllib.request.Request(
+        f"{base}/api", json.dumps(document).encode(), headers
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return [args for _, args, _ in json.load(answer)["methodResponses"]]
+
+
+def test_a_message_is_read_and_its_answer_reaches_the_sender(world: World) -> None:
+    message = email.message.EmailMessage()
+    message["From"], message["To"], message["Subject"] = CAROL, BOB, "Lunch?"
+    message["Message-ID"] = "<lunch@peer.test>"
+    message.set_content("At noon?\n")
+    with smtplib.SMTP(world.peer.address, 25, timeout=30) as smtp:
+        smtp.sendmail(CAROL, [BOB], message.as_bytes())
+    eventually(lambda: [m for m in world.inbox() if m["Subject"] == "Lunch?"])
+    boxes, identities, found = jmap(
+        world,
+        ["Mailbox/get", {"ids": None}],
+        ["Identity/get", {"ids": None}],
+        ["Email/query", {"filter": {"text": "noon"}}],
+    )
+    sent = next(box["id"] for box in boxes["list"] if box["role"] == "sent")
+    [asked] = found["ids"]
+    answer = {
+        "mailboxIds": {sent: True},
+        "from": [{"email": BOB}],
+        "to": [{"email": CAROL}],
+        "subject": "Re: Lunch?",
+        "inReplyTo": ["lunch@peer.test"],
+        "references": ["lunch@peer.test"],
+        "textBody": [{"partId": "1"}],
+        "bodyValues": {"1": {"value": "Gern, um zwölf."}},
+    }
+    identity = identities["list"][0]["id"]
+    sending = {"create": {"s": {"emailId": "#a", "identityId": identity}}}
+    created, submitted, _, emails = jmap(
+        world,
+        ["Email/set", {"create": {"a": answer}}],
+        ["EmailSubmission/set", sending],
+        ["Email/set", {"update": {asked: {"keywords/$answered": True}}}],
+        ["Email/get", {"ids": [asked, "#a"], "properties": ["threadId"]}],
+    )
+    assert created["created"]
+    assert submitted["created"]
+    assert len({shown["threadId"] for shown in emails["list"]}) == 1
+    [came] = eventually(
+        lambda: [m for m in world.carol() if m["Subject"] == "Re: Lunch?"]
+    )
+    assert came["In-Reply-To"] == "<lunch@peer.test>"
+    assert came.get_content().strip() == "Gern, um zwölf."
+    assert "dkim=pass" in " ".join(came.get_all("Authentication-Results"))
+    with imapclient.IMAPClient("127.0.0.1", world.ours.port(143), ssl=False) as imap:
+        imap.login(BOB, PASSWORD)
+        imap.select_folder("INBOX", readonly=True)
+        assert len(imap.search(["ANSWERED", "SUBJECT", "Lunch?"])) == 1
 
 
 def test_a_refused_recipient_comes_back_as_one_report(world: World) -> None:
