@@ -89,7 +89,7 @@ class ServerConnection:
         self._more: list[bytes] = []
         self._reader: DataReader | ChunkReader | None = None
         self._after_cr = False
-        self._skipping = False  # inside a line that was found too long
+        self.skipped = 0  # octets of a line that is too long, and has not ended
 
     def feed(self, data: bytes) -> None:
         """Take octets from the network."""
@@ -177,8 +177,8 @@ class ServerConnection:
             self._keep_partial_line()
             return None
         self._position = end + 1
-        if self._skipping or end - start >= MAX_LINE:
-            self._skipping = False
+        if self.skipped or end - start >= MAX_LINE:
+            self.skipped = 0
             return BadLine(too_long=True)
         line = self._buffer[start:end]
         if line[-1:] != b"\r" or line.find(b"\r", 0, -1) >= 0:
@@ -188,8 +188,7 @@ class ServerConnection:
     def _keep_partial_line(self) -> None:
         """Keep an unfinished line within its limit."""
         if len(self._buffer) - self._position >= MAX_LINE:
-            self._skipping = True
-            self._take_all()
+            self.skipped += len(self._take_all())
 
     def _take_all(self) -> bytes:
         octets = self._buffer[self._position :]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from protocols.smtp.wire.reply import Reply
 
 HIGH_WATER = 256 * 1024  # octets waiting to be read as events: stop reading
+MAX_SKIPPED = 1024 * 1024  # octets of one line that are read over
 GROUP = 16 * 1024  # octets of replies that are written without waiting for more
 LINGER = 2.0  # seconds to wait for the peer's close after a farewell
 HANDSHAKE = 30.0  # seconds for STARTTLS, and for a full buffer to be read
@@ -153,16 +154,21 @@ class Frame(smtp.SMTP):
     # --- events and replies ---------------------------------------------------
 
     async def event(self, limit: float) -> Event:
-        """Return the next event; Silence after ``limit`` seconds of silence.
+        """Return the next event; Silence when it is not complete in ``limit`` seconds.
 
         Replies not yet written leave first, in one write.
         """
+        until = 0.0
         while (event := self.conn.next_event()) is None:
             await self.flush()
             if self._eof:
                 raise Disconnected
+            if self.conn.skipped > MAX_SKIPPED:
+                raise Goodbye(replies.ENDLESS_LINE)
             self._pause(pause=False)
-            await self._wait(limit)
+            now = self.loop.time()
+            until = until or now + limit
+            await self._wait(until - now)
         return event
 
     def reply(self, reply: Reply) -> None:

@@ -146,6 +146,32 @@ def test_a_silent_client_is_timed_out(tmp_path: pathlib.Path) -> None:
     run(tmp_path, steps, command_timeout=0.1)
 
 
+def test_a_command_that_comes_octet_by_octet_is_timed_out(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def steps(_: Site, client: Client) -> None:
+        await client.greet()
+        answer = asyncio.ensure_future(client.reply())
+        async with asyncio.timeout(10):
+            while not answer.done():
+                client.writer.write(b"N")
+                await asyncio.wait([answer], timeout=0.02)
+        assert answer.result().startswith("421 4.4.2")
+        assert await client.closed()
+
+    run(tmp_path, steps, command_timeout=0.3)
+
+
+def test_a_line_without_an_end_ends_the_session(tmp_path: pathlib.Path) -> None:
+    async def steps(_: Site, client: Client) -> None:
+        await client.greet()
+        client.writer.write(b"x" * 2_000_000)
+        assert (await client.reply()).startswith("421 4.7.0")
+        assert await client.closed()
+
+    run(tmp_path, steps)
+
+
 def test_silence_in_the_data_is_timed_out(tmp_path: pathlib.Path) -> None:
     async def steps(site: Site, client: Client) -> None:
         await client.in_data()
