@@ -114,7 +114,7 @@ class Channel(http.HTTPChannel):
         elif not self.refused:
             if self._body_due:
                 self._body_arrives()
-            elif not self.requests and not self._receivedHeaderSize:
+            elif not (self.requests or self._receivedHeaderSize or self._buffer):
                 self.setTimeout(self.factory.settings.header)
             super().dataReceived(data)
 

@@ -293,18 +293,19 @@ async def test_a_stream_ends_when_the_client_goes(site):
 
 @http(header=0.3)
 async def test_a_slow_header_is_cut_off_however_it_trickles(site):
-    reader, writer = await connect(site)
-    writer.write(b"GET / HTTP/1.1\r\nX: ")
-    started = asyncio.get_event_loop().time()
-    closed = asyncio.ensure_future(reader.read())
-    while not closed.done():
-        with contextlib.suppress(ConnectionError):
-            writer.write(b"a")
-            await writer.drain()
-        await asyncio.wait([closed], timeout=0.05)
-    assert closed.result() == b""
-    assert asyncio.get_event_loop().time() - started < 5
-    writer.close()
+    for begun in (b"", b"GET / HTTP/1.1\r\nX: "):
+        reader, writer = await connect(site)
+        writer.write(begun)
+        started = asyncio.get_event_loop().time()
+        closed = asyncio.ensure_future(reader.read())
+        while not closed.done():
+            with contextlib.suppress(ConnectionError):
+                writer.write(b"a")
+                await writer.drain()
+            await asyncio.wait([closed], timeout=0.05)
+        assert closed.result() == b"", begun
+        assert asyncio.get_event_loop().time() - started < 5
+        writer.close()
 
 
 @http(body=0.3)
