@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     Progress = Callable[[dict[str, Any]], None]
 
 PAGE = 500  # messages read at once
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "bool": bool,
+    "Sequence[str]": (list, tuple),
+    "None": type(None),
+}
+"""What a command's argument may be annotated as."""
 QUEUED, LEASED, HELD = State.QUEUED, State.LEASED, State.HELD
 OPEN = (QUEUED, LEASED, HELD)
 
@@ -61,7 +69,7 @@ class Commands:
         if known is None:
             raise MailError(Kind.INVALID, f"unknown command {command}")
         try:
-            inspect.signature(known).bind(**args)
+            _check_arguments(known, args)
         except TypeError as error:
             raise MailError(Kind.INVALID, f"{command}: {error}") from error
         return await known(**args)
@@ -119,6 +127,16 @@ class Commands:
 
     async def _collect(self) -> dict[str, Any]:
         return dataclasses.asdict(await self._graph.collector.run())
+
+
+def _check_arguments(known: Callable[..., Any], args: dict[str, Any]) -> None:
+    """Raise TypeError unless a command takes these arguments, of these types."""
+    signature = inspect.signature(known)
+    for name, value in signature.bind(**args).arguments.items():
+        # As text: that is what annotations are here.
+        allowed = str(signature.parameters[name].annotation).split(" | ")
+        if not any(isinstance(value, TYPES[one]) for one in allowed):
+            raise TypeError(f"{name} must be of type {' or '.join(allowed)}")
 
 
 def migrate(

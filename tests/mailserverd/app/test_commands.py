@@ -110,6 +110,10 @@ def test_arguments_are_the_command_s(tmp_path: pathlib.Path) -> None:
                 ("queue.hold", {"id": "all", "more": 1}),
                 ("queue.hold", {"id": "all", "states": ()}),
                 ("account.add", {"address": "a@example.test"}),
+                ("account.add", {"address": 5, "password": "a pass word"}),
+                ("account.quota", {"address": "a@example.test", "quota": "1"}),
+                ("alias.add", {"address": "a@example.test", "targets": "b@c.d"}),
+                ("queue.hold", {"id": None}),
             ):
                 with pytest.raises(MailError, match="INVALID"):
                     await run(command, **args)
