@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from auth.people.authenticate import Authenticator
 from mailserverd.app.accounts import accounts, hasher
 from mailserverd.app.offload import ThreadOffload
+from mailserverd.core.errors import Kind, MailError
 from mailserverd.net.dns import CachingResolver
 from mailserverd.net.smtp_out import TcpConnector
 from mailserverd.services.acceptances import Acceptances
@@ -33,6 +34,7 @@ from mailserverd.services.upkeep import Upkeep
 from protocols.smtp.delivery import SmtpDialer
 from storage.bus.local import LocalBus
 from storage.engines import open_cache, open_search
+from storage.metadata import accounts as units
 from storage.metadata.queue import MailQueue
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from storage.blobs.file import FileBlobStore
 
 THREADS = 4
+STUCK = 30.0  # seconds after which a batch under way is a fault
 BUSY = 20  # messages per second
 COLLECT_EVERY = 6 * 3600.0  # seconds between runs of the collector
 COLLECT_FIRST = 300.0  # seconds after the start
@@ -116,7 +119,18 @@ class Graph:
         return {
             "directory": lambda: self.stores.directory.refresh(now=True),
             "queue": self.queue.stats,
+            "shards": self._some_shard,
         }
+
+    async def _some_shard(self) -> None:
+        """Raise UNAVAILABLE unless a shard works: with one down the others go on."""
+        shards = [one for one in self.stores.shard_dbs if one.stuck_for() < STUCK]
+        answers = await asyncio.gather(
+            *(one.read(units.exists, 0, None) for one in shards),
+            return_exceptions=True,
+        )
+        if all(isinstance(answer, BaseException) for answer in answers):
+            raise MailError(Kind.UNAVAILABLE, "no shard works")
 
     async def close(self) -> None:
         """Finish notes of what was applied, end helpers."""

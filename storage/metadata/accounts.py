@@ -80,6 +80,12 @@ def state(tx: Tx, account: int, _: None) -> AccountState:
     return read_state(tx, account)
 
 
+@inline
+def exists(tx: Tx, account: int, _: None) -> bool:
+    """Return whether the shard has an account (a reading unit)."""
+    return tx.one(STATE, {"a": account}) is not None
+
+
 def set_quota(tx: Tx, account: int, octets: int) -> int:
     """Set the quota in octets (0: unlimited); returns the modseq."""
     if not tx.run(SET_QUOTA, {"a": account, "quota": octets}):
