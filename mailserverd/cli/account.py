@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from auth.people.passwords import generate_app_password
 from mailserverd.cli import common
 from mailserverd.config import kinds
 
@@ -211,7 +212,7 @@ def app_password(
     address: str, name: str, remove: bool, dry_run: bool, config: str, as_json: bool
 ) -> None:
     """Make (or remove) a password of its own for one device or program."""
-    password = "" if remove else secrets.token_urlsafe(GENERATED)
+    password = "" if remove else generate_app_password()
     common.run(
         config,
         "account.app-password",

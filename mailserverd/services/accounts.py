@@ -123,6 +123,8 @@ class Accounts:
     ) -> Plain:
         """Make an account; ``quota`` in octets, 0 unlimited."""
         local, domain = addresses.new_address(address)
+        if not name.isprintable():
+            raise MailError(Kind.INVALID, "the name has control characters")
         prepared = passwords.prepare(password.encode())
         canonical = addresses.text((local, domain))
         await self._must_be_free(local, domain)
@@ -198,8 +200,8 @@ class Accounts:
         """Add a generated password for one device, or ("" given) remove it by name."""
         record = await self._existing(address)
         result = {"address": record.address, "name": name, "dry_run": dry_run}
-        if not name:
-            raise MailError(Kind.INVALID, "an app password needs a name")
+        if not name.isprintable() or not name.strip():
+            raise MailError(Kind.INVALID, "an app password needs a printable name")
         if password and len(password) < MIN_APP_PASSWORD:
             raise MailError(Kind.INVALID, "an app password is generated, not chosen")
         if dry_run:
@@ -227,7 +229,9 @@ class Accounts:
             await self._shards.write(
                 system(record.account_id), shard_units.set_quota, quota
             )
-        return {"address": record.address} | await self._usage(record.account_id)
+        shown = {} if quota is None else {"quota": quota}
+        usage = await self._usage(record.account_id)
+        return {"address": record.address} | usage | shown
 
     async def account_enable(
         self, address: str, *, on: bool = True, dry_run: bool = False
@@ -358,6 +362,8 @@ class Accounts:
         """Say who gets postmaster@ and abuse@ of a domain; "" the first account."""
         name = _domain(domain)
         target = addresses.text(addresses.parse(address)) if address else ""
+        if target:
+            await self._check_targets((target,))
         if not dry_run:
             await self._directory.write(directory.set_postmaster, 0, (name, target))
         return {"domain": name, "postmaster": target}
@@ -401,6 +407,8 @@ class Accounts:
         otherwise; with several targets none may.
         """
         local, domain = addresses.new_address(address)
+        if local == "*":
+            raise MailError(Kind.INVALID, "an alias is one address: no catch-all")
         found = tuple(addresses.text(addresses.parse(target)) for target in targets)
         own = len(found) == 1 if send_as is None else send_as
         await self._check_targets(found)

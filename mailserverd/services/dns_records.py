@@ -110,7 +110,7 @@ def _clients(domain: str, hostname: str) -> list[Record]:
         )
         for service, port, comment in SRV
     ]
-    comment = "Thunderbird looks here for its settings"
+    comment = "once a web server there answers: Thunderbird asks it for settings"
     return [
         *found,
         Record(f"autoconfig.{domain}", "CNAME", f"{hostname}.", comment, optional=True),

@@ -271,7 +271,9 @@ def test_a_dry_run_changes_nothing(world: World) -> None:
             continue
         done = world.run(*step, "--dry-run", "--json")
         assert done.exit_code == 0, (step, done.output, done.exception)
-        json.loads(done.stdout)
+        told = json.loads(done.stdout)
+        if step[:2] == ("account", "quota"):
+            assert told["quota"] == 1000000
         plain = world.run(*step, "--dry-run")
         assert plain.exit_code == 0, (step, plain.output, plain.exception)
         assert plain.stdout.startswith("dry run, nothing is changed"), step
@@ -293,6 +295,10 @@ REFUSALS = (
     (("alias", "add", ALICE, "x@remote.test"), os.EX_CANTCREAT),
     (("alias", "add", "x@example.test", "y@example.test"), os.EX_USAGE),
     (("alias", "add", "x@example.test"), os.EX_USAGE),
+    (("alias", "add", "*@example.test", ALICE), os.EX_USAGE),
+    (("account", "app-password", ALICE, "two\nlines"), os.EX_USAGE),
+    (("account", "add", f"x@example.test:{SECRET}", "--name", "\t"), os.EX_USAGE),
+    (("domain", "postmaster", "example.test", "x@example.test"), os.EX_USAGE),
     (("alias", "remove", "x@example.test"), os.EX_NOUSER),
     (("domain", "add", "example.test"), os.EX_CANTCREAT),
     (("domain", "add", "not a domain"), os.EX_USAGE),
