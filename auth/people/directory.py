@@ -209,10 +209,6 @@ class Directory:
             return None
         return await self._cached(units.account_by_address, 0, found, found)
 
-    async def primary_address(self, account: int) -> str:
-        """Return the account's own address; NOT_FOUND."""
-        return (await self.account(account)).address
-
     async def addresses_of(self, account: int) -> frozenset[str]:
         """Return all addresses the account may send as, in canonical form."""
         return await self._cached(units.sender_addresses, account, None, account)

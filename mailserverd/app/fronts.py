@@ -205,7 +205,6 @@ def imap_services(graph: Graph, settings: Settings) -> ImapServices:
         authenticator=graph.authenticator,
         changes=graph.changes,
         clock=graph.clock,
-        offload=graph.offload,
         settings=imap_settings(settings),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import pathlib
 import sys
@@ -152,18 +151,3 @@ def table(title: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         shown.add_row(*(Text(str(cell)) for cell in row))  # as it is: no markup
     width = None if sys.stdout.isatty() else 4096
     Console(width=width).print(shown)
-
-
-def interruptible(function: F) -> F:
-    """Turn Ctrl-C into a clean exit."""
-
-    @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-
-    result: Any = wrapped
-    return result  # type: ignore[no-any-return] # same signature as F

@@ -51,7 +51,6 @@ class Peer:
     helo: str = ""
     tls: str = ""  # "TLSv1.3 TLS_AES_256_GCM_SHA384", or "" without TLS
     protocol: str = "SMTP"  # with-protocol-type of Received (RFC 3848): ESMTPS ...
-    local_port: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

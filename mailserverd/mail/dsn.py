@@ -102,7 +102,6 @@ class DsnReport:
     ret: str = ""
     envid: str = ""
     arrived: float | None = None
-    received_from: str = ""  # name of the client that brought the message
     smtputf8: bool = False
 
 
@@ -175,10 +174,6 @@ def _message_fields(report: DsnReport) -> Iterator[str]:
         envid = _clean(decode_xtext(report.envid))
         yield _field("Original-Envelope-Id", envid, report.smtputf8)
     yield _field("Reporting-MTA", f"dns; {report.hostname}", report.smtputf8)
-    if report.received_from:
-        yield _field(
-            "Received-From-MTA", f"dns; {report.received_from}", report.smtputf8
-        )
     if report.arrived is not None:
         yield f"Arrival-Date: {format_date(report.arrived)}\r\n"
 

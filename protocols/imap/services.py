@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from auth.people.authenticate import Authenticator
-    from mailserverd.core.ports import Clock, Offload
+    from mailserverd.core.ports import Clock
     from mailserverd.services.changes import Changes
     from mailserverd.services.mailboxes import Mailboxes
     from mailserverd.services.messages import Messages
@@ -43,5 +43,4 @@ class ImapServices:
     authenticator: Authenticator
     changes: Changes
     clock: Clock
-    offload: Offload
     settings: ImapSettings = ImapSettings()

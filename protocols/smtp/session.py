@@ -423,14 +423,12 @@ class Session(Frame):
         return Reply(250, "2.0.0", f"OK, stored as {receipt.message_id}")
 
     def _peer(self) -> Peer:
-        sockname = self._writer.get_extra_info("sockname")
         return Peer(
             address=self.peer_address,
             port=int(self.peer[1]) if self.peer else 0,
             helo=self.helo,
             tls=self.tls,
             protocol=self._protocol_type(),
-            local_port=int(sockname[1]) if isinstance(sockname, tuple) else 0,
         )
 
     def _protocol_type(self) -> str:

@@ -226,7 +226,6 @@ def _server() -> Server:
             authenticator=everything,
             changes=changes,
             clock=everything,
-            offload=everything,
             settings=ImapSettings(max_message_size=5000),
         )
     )

@@ -42,7 +42,6 @@ def imap_services(host: MailHost, settings: ImapSettings) -> ImapServices:
         authenticator=host.authenticator,
         changes=host.changes,
         clock=host.clock,
-        offload=offload,
         settings=settings,
     )
 

@@ -29,7 +29,6 @@ SCHEMA = "CREATE TABLE number (n INTEGER PRIMARY KEY, body BLOB)"
 ADD = Sql(text("INSERT INTO number (n, body) VALUES (:n, :body)"))
 ALL = Sql(text("SELECT n FROM number ORDER BY n"))
 COUNT = Sql(text("SELECT count(*) FROM number"))
-DELETE = Sql(text("DELETE FROM number"))
 SLOW = Sql(
     text(
         "WITH RECURSIVE c(x) AS (VALUES (1) UNION ALL SELECT x + 1 FROM c "
@@ -67,11 +66,6 @@ def add_slowly(tx: Tx, _account: int, n: int) -> None:
     """Add a number after a while."""
     tx.one(SLOW, {"n": 3_000_000})
     add(tx, 0, n)
-
-
-def delete_all(tx: Tx, _account: int, _args: None) -> int:
-    """Delete everything."""
-    return tx.run(DELETE)
 
 
 @inline
