@@ -108,6 +108,9 @@ class Application(Protocol):
     def body_limit(self, head: Head) -> int:
         """Return how many octets a body to this path may have."""
 
+    def too_large(self, head: Head) -> Response:
+        """Return what is said of a body that has more."""
+
     async def admit(self, head: Head) -> Release | Response:
         """Decide before a large body is read: a refusal, or what to call at the end."""
 

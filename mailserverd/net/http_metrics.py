@@ -37,6 +37,10 @@ class MetricsSite:
         """No path takes a body."""
         return 0
 
+    def too_large(self, _head: Head) -> Response:
+        """Say so."""
+        return Response(413, TEXT, b"no path takes a body\n")
+
     async def admit(self, _head: Head) -> Release | Response:
         """Nothing to decide."""
         return lambda: None

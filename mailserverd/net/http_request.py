@@ -145,10 +145,8 @@ class WebRequest(http.Request):
             front.resume_reading()
 
     def _too_large(self) -> None:
-        text = b'{"type":"urn:ietf:params:jmap:error:limit","status":413,"limit":'
-        name = b'"maxSizeUpload"' if b"upload" in self.uri else b'"maxSizeRequest"'
-        detail = b',"detail":"the body is larger than this path takes"}'
-        self.channel.refuse(Response(413, PROBLEM, text + name + detail))
+        front: Channel = self.channel
+        front.refuse(front.factory.app.too_large(self.head))
 
     def _no_room(self, error: OSError) -> None:
         log.error("spool-failed", path=self.head.path, error=str(error))

@@ -61,6 +61,13 @@ class JmapSite:
             return limits.max_size_request
         return SMALL_BODY
 
+    def too_large(self, head: Head) -> Response:
+        """Name the limit (RFC 8620 section 3.6.1)."""
+        upload = head.path.startswith(session.UPLOAD)
+        name = "maxSizeUpload" if upload else "maxSizeRequest"
+        detail = "the body is larger than this path takes"
+        return replies.problem(limit(name, detail, 413))
+
     async def admit(self, head: Head) -> Release | Response:
         """Know who sends a large body before it is taken."""
         try:

@@ -321,6 +321,19 @@ async def test_ranges_of_blobs_stay_inside(jmap):
         assert answer.status == status, name
 
 
+@with_jmap()
+async def test_what_is_too_large_names_its_limit_to_any_origin(jmap):
+    for path, name in (
+        (f"/jmap/upload/{jmap.account}", "maxSizeUpload"),
+        ("/jmap/api", "maxSizeRequest"),
+    ):
+        answer = jmap.site.too_large(Head("POST", path))
+        problem = json.loads(answer.body)
+        assert answer.status == problem["status"] == 413
+        assert problem["limit"] == name
+        assert dict(answer.headers)["Access-Control-Allow-Origin"] == "*"
+
+
 @with_jmap(settings=Settings(limits=Limits(max_concurrent_upload=1)))
 async def test_uploads_are_admitted_one_by_one(jmap):
     head = Head(
