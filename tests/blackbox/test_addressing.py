@@ -304,4 +304,4 @@ def test_the_header_from_belongs_to_the_sender(world: World) -> None:
             own = world.message(f"From: {ALICE}\r\nBcc: {BOB}\r\n")
             assert smtp.message(own, CAROL, sender=ALICE)[0] == 250
     with Imap(world.ours.port(143), CAROL, PASSWORD) as imap:
-        assert b"Bcc" not in imap.messages()[-1]
+        assert b"\nBcc:" not in imap.messages()[-1]

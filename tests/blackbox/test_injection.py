@@ -6,6 +6,7 @@ import asyncio
 import base64
 import http.client
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +51,8 @@ def ours(
 
 # --- injection -------------------------------------------------------------------
 
+# A field of that name: the letters alone stand in a signature now and then.
+BCC = re.compile(rb"^(resent-)?bcc[ \t]*:", re.IGNORECASE | re.MULTILINE)
 ENDS = (
     b"\n.\n",
     b"\n.\r\n",
@@ -100,7 +103,7 @@ def test_what_leaves_is_one_clean_message(ours: daemon.Daemon, far: Smarthost) -
         with imap(ours, CAROL) as client:
             (local,) = (m for m in client.messages() if subject.encode() in m)
         for copy in (data, local):
-            assert b"bcc" not in copy.lower().partition(b"\r\n\r\n")[0]
+            assert not BCC.search(copy.partition(b"\r\n\r\n")[0])
             assert b"secret@far.test" not in copy
             assert b"third@far.test" not in copy
         with imap(ours) as client:
