@@ -7,11 +7,19 @@ STORAGE_FULL); it never pretends that something does not exist.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Hashable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from mailserverd.core.types import Access
+    from storage.blobs.report import BlobStats, SegmentInfo, SegmentReport
     from storage.model import BlobRef
     from storage.text import Hits, Query
 
@@ -56,6 +64,9 @@ what it did and nothing else of its batch.
 class Database(Protocol):
     """One database: a metadata shard, the directory, or the queue."""
 
+    name: str  # in logs and metrics: "shard-0"
+    uuid: bytes  # 16 octets, kept inside the database
+
     async def write(self, work: Work[A, R], account: int, args: A) -> R:
         """Run a writing unit; durable when it returns.
 
@@ -66,6 +77,9 @@ class Database(Protocol):
     async def read(self, work: Work[A, R], account: int, args: A) -> R:
         """Run a reading unit on one snapshot, which includes every write that
         has returned."""
+
+    def stuck_for(self) -> float:
+        """Return for how many seconds the batch under way has been; 0 when idle."""
 
     async def close(self) -> None:
         """Finish what is pending, then close."""
@@ -111,6 +125,38 @@ class BlobStore(Protocol):
 
     async def close(self) -> None:
         """Finish what is pending, then close."""
+
+
+class SegmentStore(BlobStore, Protocol):
+    """A blob store that packs blobs into immutable segments (``storage.segments``),
+    and lets the collector look at them and pack them anew."""
+
+    async def segments(self) -> list[SegmentInfo]:
+        """Return all segments in the order of their numbers."""
+
+    async def list_blobs(self, segment: int) -> list[BlobRef]:
+        """Return the refs of all records in a segment, damaged ones too."""
+
+    async def rewrite(self, refs: Iterable[BlobRef]) -> dict[BlobRef, BlobRef]:
+        """Copy live records into new segments; return old -> new, durable.
+
+        Damaged records are missing from the result: their segment must stay.
+        """
+
+    async def remove_segment(self, segment: int) -> None:
+        """Remove a sealed segment; INVALID for one that is still written."""
+
+    async def verify(
+        self, progress: Callable[[SegmentReport, int], None] | None = None
+    ) -> list[SegmentReport]:
+        """Read everything and compare checksums and hashes.
+
+        ``progress(report, of)`` is called after each segment with the number of
+        segments there are.
+        """
+
+    def stats(self) -> BlobStats:
+        """Return what was counted since the store was opened."""
 
 
 class SearchIndex(Protocol):

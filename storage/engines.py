@@ -11,18 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mailserverd.core.ports import Clock
-    from storage.api import Cache, SearchIndex
+    from storage.api import Bus, Cache, Database, SearchIndex, SegmentStore
     from storage.metadata.meta import Meta
     from storage.metadata.migrate import Migrated
-    from storage.metadata.sqlite import SqliteDatabase
 
 ENGINES = {
-    # (role, scheme): "module:constructor", called as the role's function below does
-    ("metadata", "sqlite"): "storage.metadata.sqlite:SqliteDatabase",
-    ("migrate", "sqlite"): "storage.metadata.migrate:migrate",
-    ("search", "whoosh"): "storage.search.whoosh.client:WhooshSearch",
-    ("cache", "memory"): "storage.cache.memory:MemoryCache",
-    ("inspect", "sqlite"): "storage.metadata.migrate:inspect",
+    # (role, scheme): "module:function", called as the role's function below does
+    ("metadata", "sqlite"): "storage.metadata.sqlite_url:open_database",
+    ("migrate", "sqlite"): "storage.metadata.sqlite_url:migrate_database",
+    ("inspect", "sqlite"): "storage.metadata.sqlite_url:inspect_database",
+    ("size", "sqlite"): "storage.metadata.sqlite_url:size_of",
+    ("blobs", "file"): "storage.blobs.file.url:open_blobs",
+    ("blob size", "file"): "storage.blobs.file.url:size_of",
+    ("search", "whoosh"): "storage.search.whoosh.client:open_search",
+    ("bus", "local"): "storage.bus.local:open_bus",
+    ("cache", "memory"): "storage.cache.memory:open_cache",
 }
 
 
@@ -40,44 +43,59 @@ def constructor(role: str, url: str) -> Callable[..., Any]:
     return found
 
 
-def path_of(url: str) -> str:
-    """Return the file system path in ``scheme:///relative`` or ``scheme:////absolute``
-    (databases), and in ``scheme:///absolute`` (everything else)."""
-    scheme, _, rest = url.partition("://")
-    if scheme == "sqlite":
-        return rest.removeprefix("/")
-    return rest
-
-
-def open_database(url: str, kind: str, clock: Clock, *, name: str) -> SqliteDatabase:
+async def open_database(url: str, kind: str, clock: Clock, *, name: str) -> Database:
     """Open a database (kind: shard, directory, queue) of this release's schema.
 
     UNAVAILABLE, saying what to run, when it is missing, older, newer, or in use.
     """
-    build = constructor("metadata", url)
-    database: SqliteDatabase = build(path_of(url), clock, name=name, kind=kind)
+    database: Database = await constructor("metadata", url)(url, kind, clock, name=name)
     return database
 
 
-def migrate_database(url: str, kind: str, clock: Clock) -> Migrated:
-    """Make an empty database or bring an older one to this schema (synchronous)."""
-    done: Migrated = constructor("migrate", url)(path_of(url), kind, clock)
+async def migrate_database(url: str, kind: str, clock: Clock) -> Migrated:
+    """Make an empty database or bring an older one to this schema."""
+    done: Migrated = await constructor("migrate", url)(url, kind, clock)
     return done
 
 
-def inspect_database(url: str) -> Meta:
-    """Read what a database says of itself, without taking it."""
-    meta: Meta = constructor("inspect", url)(path_of(url))
+async def inspect_database(url: str) -> Meta:
+    """Read what a database says of itself, without taking it; schema 0 when it is
+    missing or empty, UNAVAILABLE when it cannot be read."""
+    meta: Meta = await constructor("inspect", url)(url)
     return meta
+
+
+async def database_size(url: str) -> int:
+    """Return how many octets a database takes on its disk."""
+    size: int = await constructor("size", url)(url)
+    return size
+
+
+async def open_blobs(url: str, clock: Clock) -> SegmentStore:
+    """Open a blob store, and recover what a crash left."""
+    blobs: SegmentStore = await constructor("blobs", url)(url, clock)
+    return blobs
+
+
+async def blobs_size(url: str) -> int:
+    """Return how many octets a blob store takes."""
+    size: int = await constructor("blob size", url)(url)
+    return size
 
 
 def open_search(url: str) -> SearchIndex:
     """Open a search index."""
-    index: SearchIndex = constructor("search", url)(path_of(url))
+    index: SearchIndex = constructor("search", url)(url)
     return index
+
+
+def open_bus(url: str) -> Bus:
+    """Open the way of hints."""
+    bus: Bus = constructor("bus", url)(url)
+    return bus
 
 
 def open_cache(url: str) -> Cache:
     """Open a cache."""
-    cache: Cache = constructor("cache", url)()
+    cache: Cache = constructor("cache", url)(url)
     return cache

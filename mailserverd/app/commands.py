@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import os
 from typing import TYPE_CHECKING, Any
 
 from mailserverd.app.stores import databases
 from mailserverd.core.errors import Kind, MailError
-from storage.engines import inspect_database, migrate_database, path_of
+from storage.engines import (
+    blobs_size,
+    database_size,
+    inspect_database,
+    migrate_database,
+)
 from storage.metadata.directory import count_by_shard
 from storage.metadata.meta import SCHEMAS
 from storage.metadata.queue_units import routing_domain
@@ -139,18 +143,16 @@ def _check_arguments(known: Callable[..., Any], args: dict[str, Any]) -> None:
             raise TypeError(f"{name} must be of type {' or '.join(allowed)}")
 
 
-def migrate(
+async def migrate(
     settings: Settings, clock: Clock, *, dry_run: bool = False
 ) -> list[dict[str, Any]]:
     """Make or upgrade every schema; returns {name, before, after} per database."""
     rows = []
     for name, kind, url in databases(settings):
-        path = path_of(url)
         if dry_run:
-            before = inspect_database(url).schema
+            before = (await inspect_database(url)).schema
         else:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True, mode=0o700)
-            before = migrate_database(url, kind, clock).before
+            before = (await migrate_database(url, kind, clock)).before
         rows.append({"name": name, "before": before, "after": SCHEMAS[kind]})
     return rows
 
@@ -168,8 +170,8 @@ async def status(
     for name, kind, url in databases(settings):
         row: dict[str, Any] = {"name": name, "url": url, "problem": ""}
         try:
-            row["schema"] = inspect_database(url).schema
-            row["size"] = sum(map(_size, (path_of(url), path_of(url) + "-wal")))
+            row["schema"] = (await inspect_database(url)).schema
+            row["size"] = await database_size(url)
         except MailError as error:
             row["problem"] = error.text
         if row.get("schema", SCHEMAS[kind]) != SCHEMAS[kind]:
@@ -178,21 +180,8 @@ async def status(
             row["accounts"] = counts.get(int(name.rpartition("-")[2]), 0)
         rows.append(row)
     url = settings.storage.blobs
-    rows.append({"name": "blobs", "url": url, "size": _tree_size(path_of(url))})
+    rows.append({"name": "blobs", "url": url, "size": await blobs_size(url)})
     return rows
-
-
-def _tree_size(base: str) -> int:
-    if not os.path.isdir(base):
-        return 0
-    return sum(_size(entry.path) for entry in os.scandir(base))
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

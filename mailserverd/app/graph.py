@@ -32,8 +32,7 @@ from mailserverd.services.submission import Submission, SubmissionLimits
 from mailserverd.services.submissions import Submissions
 from mailserverd.services.upkeep import Upkeep
 from protocols.smtp.delivery import SmtpDialer
-from storage.bus.local import LocalBus
-from storage.engines import open_cache, open_search
+from storage.engines import open_bus, open_cache, open_search
 from storage.metadata import accounts as units
 from storage.metadata.queue import MailQueue
 
@@ -44,8 +43,7 @@ if TYPE_CHECKING:
     from mailserverd.core.ports import Clock, Resolver
     from mailserverd.services.accounts import Accounts
     from mailserverd.settings import Settings
-    from storage.api import Cache, SearchIndex
-    from storage.blobs.file import FileBlobStore
+    from storage.api import Cache, SearchIndex, SegmentStore
 
 THREADS = 4
 STUCK = 30.0  # seconds after which a batch under way is a fault
@@ -141,7 +139,7 @@ class Graph:
         self.offload.close()
 
 
-def busy(blobs: FileBlobStore, clock: Clock) -> Callable[[], bool]:
+def busy(blobs: SegmentStore, clock: Clock) -> Callable[[], bool]:
     """Return a function that says if much mail arrives just now.
 
     Indexing then waits, and searches look at what is not indexed themselves.
@@ -211,7 +209,7 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
     resolver = CachingResolver(
         settings.dns.servers, clock=clock, timeout=settings.dns.timeout
     )
-    changes = Changes(LocalBus())
+    changes = Changes(open_bus(settings.storage.bus))
     store, blobs = stores.shards, stores.blobs
     messages = Messages(store, blobs, changes, clock)
     queue = MailQueue(stores.queue_db)

@@ -44,7 +44,7 @@ async def offline(settings: Settings, *, make: bool = False) -> AsyncIterator[Ha
     log.configure("warning", "text")
     with data_lock(settings):
         if make:
-            make_missing(settings, clock)
+            await make_missing(settings, clock)
 
         async def handle(
             command: str,
@@ -53,7 +53,7 @@ async def offline(settings: Settings, *, make: bool = False) -> AsyncIterator[Ha
         ) -> Any:
             # These two have to work on what cannot be opened.
             if command == "storage.migrate":
-                return migrate(settings, clock, **args)
+                return await migrate(settings, clock, **args)
             try:
                 async with commands(settings, clock) as opened:
                     return await opened.run(command, args, progress)

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 
 from auth.people.directory import Directory
 from mailserverd.core.errors import Kind, MailError
-from storage.blobs.file import FileBlobStore
-from storage.engines import migrate_database, open_database, path_of
+from storage.engines import (
+    inspect_database,
+    migrate_database,
+    open_blobs,
+    open_database,
+)
 from storage.metadata.shards import Shards
 
 if TYPE_CHECKING:
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
     from mailserverd.core.ports import Clock
     from mailserverd.settings import Settings
-    from storage.metadata.sqlite import SqliteDatabase
+    from storage.api import Database, SegmentStore
 
 
 @contextlib.contextmanager
@@ -53,12 +57,12 @@ def data_lock(settings: Settings) -> Iterator[pathlib.Path]:
 class Stores:
     """Everything durable, open."""
 
-    directory_db: SqliteDatabase
-    shard_dbs: tuple[SqliteDatabase, ...]
-    queue_db: SqliteDatabase
+    directory_db: Database
+    shard_dbs: tuple[Database, ...]
+    queue_db: Database
     directory: Directory
     shards: Shards
-    blobs: FileBlobStore
+    blobs: SegmentStore
 
     async def close(self) -> None:
         """Finish what is pending everywhere, then close."""
@@ -79,27 +83,25 @@ def databases(settings: Settings) -> list[tuple[str, str, str]]:
     ]
 
 
-def make_missing(settings: Settings, clock: Clock) -> None:
+async def make_missing(settings: Settings, clock: Clock) -> None:
     """Make the schema in databases that do not exist yet; older ones stay."""
     for _name, kind, url in databases(settings):
-        path = path_of(url)
-        if not os.path.exists(path) or not os.path.getsize(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True, mode=0o700)
-            migrate_database(url, kind, clock)
+        if not (await inspect_database(url)).schema:
+            await migrate_database(url, kind, clock)
 
 
 async def open_stores(settings: Settings, clock: Clock) -> Stores:
     """Open everything; UNAVAILABLE, saying what to do, when something is not right."""
     async with contextlib.AsyncExitStack() as stack:
-        opened: list[SqliteDatabase] = []
+        opened: list[Database] = []
         for name, kind, url in databases(settings):
-            database = open_database(url, kind, clock, name=name)
+            database = await open_database(url, kind, clock, name=name)
             stack.push_async_callback(database.close)
             opened.append(database)
         directory_db, *shard_dbs, queue_db = opened
         directory = Directory(directory_db, clock, [db.uuid for db in shard_dbs])
         await directory.start()
-        blobs = await FileBlobStore.open(path_of(settings.storage.blobs), clock=clock)
+        blobs = await open_blobs(settings.storage.blobs, clock)
         stack.pop_all()
     return Stores(
         directory_db,

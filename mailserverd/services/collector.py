@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mailserverd.core.ports import Clock
-    from storage.api import Database
-    from storage.blobs.file import FileBlobStore
+    from storage.api import Database, SegmentStore
     from storage.metadata.queue import MailQueue
     from storage.model import BlobRef
 
@@ -56,7 +55,7 @@ class Collector:
         self,
         shards: Sequence[Database],
         queue: MailQueue,
-        blobs: FileBlobStore,
+        blobs: SegmentStore,
         clock: Clock,
         policy: Policy | None = None,
     ) -> None:

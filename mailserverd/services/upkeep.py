@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from auth.people.directory import Directory
-    from storage.api import Database
-    from storage.blobs.file import FileBlobStore
+    from storage.api import Database, SegmentStore
     from storage.metadata.queue import MailQueue
     from storage.metadata.shards import Shards
     from storage.model import BlobRef
@@ -35,7 +34,7 @@ class Upkeep:
         directory_: Directory,
         shards: Shards,
         queue: MailQueue,
-        blobs: FileBlobStore,
+        blobs: SegmentStore,
     ) -> None:
         self._directory = directory_
         self._shards = shards

@@ -12,6 +12,11 @@ OVERHEAD = 200  # octets of an entry beside its value
 OCTETS = 16 << 20
 
 
+def open_cache(_url: str) -> MemoryCache:
+    """Open ``memory:``."""
+    return MemoryCache()
+
+
 class MemoryCache:
     """``Cache`` that forgets what was used least recently."""
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 SHARD, DIRECTORY, QUEUE = "shard", "directory", "queue"
 KINDS = (SHARD, DIRECTORY, QUEUE)
-SCHEMAS = {SHARD: 1, DIRECTORY: 1, QUEUE: 1}
+SCHEMAS = {SHARD: 2, DIRECTORY: 2, QUEUE: 2}
 """The schema version that this release reads and writes, by kind."""
+NEEDS = {SHARD: 1, DIRECTORY: 1, QUEUE: 1}
+"""The oldest schema version that a program must know to work on it."""
 
 META = MetaData()
 META_TABLE = Table(

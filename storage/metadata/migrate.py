@@ -18,12 +18,14 @@ from sqlalchemy import Connection, MetaData, create_engine, insert
 from sqlalchemy.pool import StaticPool
 
 from mailserverd.core.errors import Kind, MailError
+from storage.metadata.common_tables import COMMON
 from storage.metadata.lease import Lease
 from storage.metadata.meta import (
     ALEMBIC_TABLE,
     EMPTY,
     META,
     META_TABLE,
+    NEEDS,
     SCHEMAS,
     Meta,
     read_meta,
@@ -133,12 +135,15 @@ def _refuse_others(meta: Meta, kind: str, path: str) -> None:
 def _create(connection: Connection, kind: str, now: int) -> None:
     """Make all tables at once: what Alembic's revisions add up to."""
     schema = SCHEMAS[kind]
-    begin_meta(connection, kind, now, schema)
+    begin_meta(connection, kind, now, schema, NEEDS[kind])
+    COMMON.create_all(connection)
     tables_of(kind).create_all(connection)
     connection.execute(insert(ALEMBIC_TABLE).values(version_num=revision(schema)))
 
 
-def begin_meta(connection: Connection, kind: str, now: int, schema: int = 0) -> None:
+def begin_meta(
+    connection: Connection, kind: str, now: int, schema: int = 0, needs: int = 0
+) -> None:
     """Make what every database has, and give it its identity."""
     META.create_all(connection)
     connection.execute(
@@ -147,7 +152,7 @@ def begin_meta(connection: Connection, kind: str, now: int, schema: int = 0) -> 
             kind=kind,
             uuid=uuid.uuid4().bytes,
             schema_version=schema,
-            needs_version=schema,
+            needs_version=needs,
             created=now,
         )
     )

@@ -44,7 +44,7 @@ from tests.lib.shard import delivery
 @contextlib.asynccontextmanager
 async def sqlite_engine(place):
     """The embedded default: one file, one batching writer."""
-    database = databases.make(place, "shard", ManualClock())
+    database = await databases.make(place, "shard", ManualClock())
     try:
         yield database
     finally:

@@ -49,7 +49,7 @@ def run(
         async def whole() -> None:
             clock = ManualClock()
             assert request.param == "sqlite"
-            queue = MailQueue(databases.make(tmp_path, "queue", clock))
+            queue = MailQueue(await databases.make(tmp_path, "queue", clock))
             try:
                 await scenario(queue, clock)
             finally:

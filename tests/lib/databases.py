@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     import pathlib
 
     from mailserverd.core.ports import Clock
-    from storage.metadata.sqlite import SqliteDatabase
+    from storage.api import Database
 
 
-def make(
+async def make(
     directory: pathlib.Path, kind: str, clock: Clock | None = None, name: str = ""
-) -> SqliteDatabase:
+) -> Database:
     """Create (when missing) and open ``NAME.db`` of a kind."""
     url = f"sqlite:///{directory / (name or kind)}.db"
     clock = clock or SystemClock()
-    migrate_database(url, kind, clock)
-    return open_database(url, kind, clock, name=name or kind)
+    await migrate_database(url, kind, clock)
+    return await open_database(url, kind, clock, name=name or kind)

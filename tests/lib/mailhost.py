@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from mailserverd.core.ports import Clock
-    from storage.metadata.sqlite import SqliteDatabase
+    from storage.api import Database
 
 HOSTNAME = "mx.example.org"
 PASSWORD = "correct horse battery"
@@ -58,7 +58,7 @@ class MailHost:
     directory: Directory
     accounts: Accounts
     authenticator: Authenticator
-    databases: Sequence[SqliteDatabase]
+    databases: Sequence[Database]
     shards: Shards
     queue: MailQueue
     blobs: FileBlobStore
@@ -109,9 +109,9 @@ async def mail_host(
     """Open a mail host for the addresses (default: alice@ and bob@example.org)."""
     time = clock or SystemClock()
     names = [f"shard-{n}" for n in range(shards)]
-    stores = [databases.make(directory, "shard", time, name) for name in names]
-    queue_db = databases.make(directory, "queue", time)
-    directory_db = databases.make(directory, "directory", time)
+    stores = [await databases.make(directory, "shard", time, name) for name in names]
+    queue_db = await databases.make(directory, "queue", time)
+    directory_db = await databases.make(directory, "directory", time)
     people = Directory(directory_db, time, [db.uuid for db in stores])
     await people.start()
     store = Shards(stores, people.shard_of)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pathlib
     from collections.abc import AsyncIterator
 
-    from storage.metadata.sqlite import SqliteDatabase
+    from storage.api import Database
 
 ME = Access(1, 1)
 OTHER = Access(2, 2)
@@ -33,7 +33,7 @@ OTHER = Access(2, 2)
 class Office:
     """Everything that a test of services needs; ``heard`` are announcements."""
 
-    database: SqliteDatabase
+    database: Database
     store: Any
     blobs: FileBlobStore
     changes: Changes
@@ -74,7 +74,7 @@ def mail(subject: str, body: str = "hello", **fields: str) -> bytes:
 async def office(directory: pathlib.Path, wrap: Any = None) -> AsyncIterator[Office]:
     """Open the services with accounts 1 and 2; ``wrap`` may replace the store."""
     clock = ManualClock()
-    database = databases.make(directory, "shard", clock)
+    database = await databases.make(directory, "shard", clock)
     store: Any = Shards([database], lambda _: 0)
     for account in (1, 2):
         new = NewAccount(f"user{account}@example.org")

@@ -52,8 +52,10 @@ async def people(
 ) -> AsyncIterator[People]:
     """Open (and make when missing) the databases under a directory."""
     clock = ManualClock()
-    opened = [databases.make(path, "shard", clock, f"shard-{n}") for n in range(shards)]
-    directory_db = databases.make(path, "directory", clock)
+    opened = [
+        await databases.make(path, "shard", clock, f"shard-{n}") for n in range(shards)
+    ]
+    directory_db = await databases.make(path, "directory", clock)
     directory = Directory(directory_db, clock, [db.uuid for db in opened], addressing)
     await directory.start()
     store = Shards(opened, directory.shard_of)

@@ -40,18 +40,16 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Awaitable, Callable
 
-    from storage.metadata.sqlite import SqliteDatabase
+    from storage.api import Database
 
 SHARD = b"s" * 16
 
 
-def run(
-    path: pathlib.Path, scenario: Callable[[SqliteDatabase], Awaitable[None]]
-) -> None:
+def run(path: pathlib.Path, scenario: Callable[[Database], Awaitable[None]]) -> None:
     """Run a scenario on a directory that serves example.org."""
 
     async def whole() -> None:
-        db = databases.make(path, "directory")
+        db = await databases.make(path, "directory")
         await db.write(directory.add_domain, 0, AddDomain("example.org"))
         await scenario(db)
         await db.close()
@@ -59,7 +57,7 @@ def run(
     asyncio.run(whole())
 
 
-async def account(db: SqliteDatabase, local: str, domain: str = "example.org") -> int:
+async def account(db: Database, local: str, domain: str = "example.org") -> int:
     """Make an account."""
     new = AddAccount(local, domain, SHARD, "hash")
     made = await db.write(directory.reserve_account, 0, new)
@@ -71,7 +69,7 @@ async def account(db: SqliteDatabase, local: str, domain: str = "example.org") -
 def test_every_change_raises_the_version_and_stamps_the_account(
     tmp_path: pathlib.Path,
 ) -> None:
-    async def scenario(db: SqliteDatabase) -> None:
+    async def scenario(db: Database) -> None:
         seen = 0
 
         async def changed() -> set[int]:
@@ -113,7 +111,7 @@ def test_every_change_raises_the_version_and_stamps_the_account(
 
 
 def test_credential_versions_never_come_again(tmp_path: pathlib.Path) -> None:
-    async def scenario(db: SqliteDatabase) -> None:
+    async def scenario(db: Database) -> None:
         one = await account(db, "one")
         versions = set()
         for n in range(5):
@@ -138,7 +136,7 @@ def test_credential_versions_never_come_again(tmp_path: pathlib.Path) -> None:
 
 
 def test_removed_accounts_keep_their_id_for_ever(tmp_path: pathlib.Path) -> None:
-    async def scenario(db: SqliteDatabase) -> None:
+    async def scenario(db: Database) -> None:
         one = await account(db, "one")
         await db.write(directory.remove_account, one, None)
         await db.write(directory.mark_purged, one, None)
@@ -155,7 +153,7 @@ def test_removed_accounts_keep_their_id_for_ever(tmp_path: pathlib.Path) -> None
 
 
 def test_domains_keep_keys_and_count_addresses(tmp_path: pathlib.Path) -> None:
-    async def scenario(db: SqliteDatabase) -> None:
+    async def scenario(db: Database) -> None:
         keys = (DkimKey("a", "rsa", "p1", "t1"), DkimKey("b", "ed25519", "p2", "t2"))
         await db.write(directory.add_domain, 0, AddDomain("x.example", keys))
         await account(db, "one", "x.example")
@@ -190,7 +188,7 @@ def test_resolving_agrees_with_a_naive_model(tmp_path: pathlib.Path) -> None:
         found: set[str] = set()
         return found.union(*(model(graph, target, seen) for target in graph[name]))
 
-    async def scenario(db: SqliteDatabase) -> None:
+    async def scenario(db: Database) -> None:
         leaves = {await account(db, name): name for name in names[:4]}
         graph: dict[str, list[str]] = {}
         for _ in range(60):
@@ -219,7 +217,7 @@ def test_resolving_agrees_with_a_naive_model(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_large_alias_is_refused_not_cut(tmp_path: pathlib.Path) -> None:
-    async def scenario(db: SqliteDatabase) -> None:
+    async def scenario(db: Database) -> None:
         number = await account(db, "one")
         many = tuple(f"u{n}@else.example" for n in range(201))
         with pytest.raises(MailError) as caught:
@@ -255,6 +253,10 @@ WHOLE_TABLE_ON_PURPOSE = {
 }
 
 
+async def opened_and_closed(path: pathlib.Path, kind: str) -> None:
+    await (await databases.make(path, kind)).close()
+
+
 def statements(*modules: types.ModuleType) -> dict[str, str]:
     """Return every statement of some modules, by name."""
     found = {}
@@ -277,7 +279,7 @@ def statements(*modules: types.ModuleType) -> dict[str, str]:
 def test_statements_use_indexes(
     kind: str, modules: tuple[types.ModuleType, ...], tmp_path: pathlib.Path
 ) -> None:
-    asyncio.run(databases.make(tmp_path, kind).close())
+    asyncio.run(opened_and_closed(tmp_path, kind))
     with contextlib.closing(sqlite3.connect(tmp_path / f"{kind}.db")) as connection:
         scans = {}
         for name, sql in statements(*modules).items():

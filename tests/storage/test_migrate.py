@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pathlib
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ from sqlalchemy.pool import StaticPool
 from mailserverd.core.errors import Kind, MailError
 from storage.engines import inspect_database, migrate_database
 from storage.metadata import migrate, migrations
-from storage.metadata.meta import KINDS, SCHEMAS, revision
+from storage.metadata.meta import KINDS, NEEDS, SCHEMAS, revision
 from storage.metadata.sqlite_file import connect
 from tests.lib.clock import ManualClock
 
@@ -58,25 +59,29 @@ def old_database(
 @pytest.mark.parametrize("kind", KINDS)
 def test_revisions_add_up_to_the_tables(kind: str, tmp_path: pathlib.Path) -> None:
     at_once, by_revisions = tmp_path / "at-once.db", tmp_path / "by-revisions.db"
-    migrate_database(f"sqlite:///{at_once}", kind, ManualClock())
+    asyncio.run(migrate_database(f"sqlite:///{at_once}", kind, ManualClock()))
     old_database(by_revisions, kind, lambda c: migrations.upgrade(c, kind))
     assert schema(at_once) == schema(by_revisions)
-    one, two = (inspect_database(f"sqlite:///{p}") for p in (at_once, by_revisions))
+    one, two = (
+        asyncio.run(inspect_database(f"sqlite:///{p}")) for p in (at_once, by_revisions)
+    )
     assert (one.kind, one.schema, one.needs) == (two.kind, two.schema, two.needs)
 
 
 def test_any_directory_may_hold_a_database(tmp_path: pathlib.Path) -> None:
     place = tmp_path / "100%25 #1? yes"
     place.mkdir()
-    made = migrate_database(f"sqlite:///{place}/queue.db", "queue", ManualClock())
-    assert inspect_database(f"sqlite:///{place}/queue.db") == made.meta
+    made = asyncio.run(
+        migrate_database(f"sqlite:///{place}/queue.db", "queue", ManualClock())
+    )
+    assert asyncio.run(inspect_database(f"sqlite:///{place}/queue.db")) == made.meta
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_is_the_schema_of_this_release(kind: str) -> None:
     head, needs = migrations.head(kind)
     assert head == revision(SCHEMAS[kind])
-    assert 1 <= needs <= SCHEMAS[kind]
+    assert needs == NEEDS[kind] <= SCHEMAS[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +90,8 @@ def test_an_older_database_is_upgraded_and_keeps_its_identity(
 ) -> None:
     """With a second revision, as the next release may bring it."""
     url = f"sqlite:///{tmp_path}/old.db"
-    made = migrate_database(url, kind, ManualClock())
+    made = asyncio.run(migrate_database(url, kind, ManualClock()))
+    present = SCHEMAS[kind]
     versions = tmp_path / "versions" / kind
     versions.mkdir(parents=True)
     for file in (ROOT / "storage/metadata/migrations").rglob("*.py"):
@@ -96,39 +102,41 @@ def test_an_older_database_is_upgraded_and_keeps_its_identity(
         )
         target.parent.mkdir(exist_ok=True)
         target.write_text(file.read_text())
-    (versions / "0002_more.py").write_text(
+    after, before = revision(present + 1), revision(present)
+    (versions / f"{after}_more.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        'revision, down_revision, needs = "0002", "0001", 1\n'
+        f'revision, down_revision, needs = "{after}", "{before}", 1\n'
         "def upgrade():\n"
         '    op.create_table("more", sa.Column("id", sa.Integer, primary_key=True))\n'
     )
     monkeypatch.setattr(migrations, "HERE", tmp_path / "versions")
-    monkeypatch.setitem(SCHEMAS, kind, 2)
-    done = migrate_database(url, kind, ManualClock())
-    assert (done.before, done.meta.schema, done.meta.needs) == (1, 2, 1)
+    monkeypatch.setitem(SCHEMAS, kind, present + 1)
+    done = asyncio.run(migrate_database(url, kind, ManualClock()))
+    assert (done.before, done.meta.schema, done.meta.needs) == (present, present + 1, 1)
     assert done.meta.uuid == made.meta.uuid
     assert "more" in schema(tmp_path / "old.db")
-    monkeypatch.setitem(SCHEMAS, kind, 1)  # the previous release still runs on it
-    assert migrate_database(url, kind, ManualClock()).meta.schema == 2
+    monkeypatch.setitem(SCHEMAS, kind, present)  # the previous release still runs on it
+    again = asyncio.run(migrate_database(url, kind, ManualClock()))
+    assert again.meta.schema == present + 1
 
 
 def test_a_revision_that_fails_leaves_the_database_as_it_was(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"sqlite:///{tmp_path}/old.db"
-    migrate_database(url, "directory", ManualClock())
-    before = schema(tmp_path / "old.db")
+    asyncio.run(migrate_database(url, "directory", ManualClock()))
+    before, present = schema(tmp_path / "old.db"), SCHEMAS["directory"]
 
     def fail(connection: Connection, _kind: str) -> None:
         connection.exec_driver_sql("CREATE TABLE half (id INTEGER)")
         raise MailError(Kind.UNAVAILABLE)
 
     monkeypatch.setattr(migrations, "upgrade", fail)
-    monkeypatch.setitem(SCHEMAS, "directory", 2)
+    monkeypatch.setitem(SCHEMAS, "directory", SCHEMAS["directory"] + 1)
     with pytest.raises(MailError):
-        migrate_database(url, "directory", ManualClock())
+        asyncio.run(migrate_database(url, "directory", ManualClock()))
     assert schema(tmp_path / "old.db") == before
-    assert inspect_database(url).schema == 1
+    assert asyncio.run(inspect_database(url)).schema == present
 
 
 def test_other_files_are_not_touched(tmp_path: pathlib.Path) -> None:
@@ -137,12 +145,14 @@ def test_other_files_are_not_touched(tmp_path: pathlib.Path) -> None:
     connection.execute("CREATE TABLE precious (x)")
     connection.commit()
     connection.close()
-    for path in (foreign, tmp_path / "no" / "such" / "directory.db"):
+    for path in (foreign, foreign / "directory.db"):
         with pytest.raises(MailError) as caught:
-            migrate_database(f"sqlite:///{path}", "directory", ManualClock())
+            asyncio.run(
+                migrate_database(f"sqlite:///{path}", "directory", ManualClock())
+            )
         assert caught.value.kind is Kind.UNAVAILABLE
     assert schema(foreign) == {"precious": "CREATE TABLE precious (x)"}
-    assert inspect_database(f"sqlite:///{tmp_path}/none.db").schema == 0
+    assert asyncio.run(inspect_database(f"sqlite:///{tmp_path}/none.db")).schema == 0
     assert not (tmp_path / "none.db").exists()
 
 
@@ -150,12 +160,12 @@ def test_opening_a_current_database_does_not_load_alembic(
     tmp_path: pathlib.Path,
 ) -> None:
     code = (
-        "import sys\n"
+        "import asyncio, sys\n"
         "from mailserverd.core.ports import SystemClock\n"
         "from storage.engines import migrate_database, open_database\n"
         f"url = 'sqlite:///{tmp_path}/queue.db'\n"
-        "migrate_database(url, 'queue', SystemClock())\n"
-        "open_database(url, 'queue', SystemClock(), name='queue')\n"
+        "asyncio.run(migrate_database(url, 'queue', SystemClock()))\n"
+        "asyncio.run(open_database(url, 'queue', SystemClock(), name='queue'))\n"
         "assert 'alembic' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

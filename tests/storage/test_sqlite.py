@@ -423,7 +423,7 @@ def test_only_a_database_of_the_right_kind_and_schema_is_opened(
 
     def refusal(kind: str) -> str:
         with pytest.raises(MailError) as caught:
-            open_database(url, kind, clock, name="x")
+            asyncio.run(open_database(url, kind, clock, name="x"))
         assert caught.value.kind is Kind.UNAVAILABLE
         return caught.value.text
 
@@ -431,13 +431,17 @@ def test_only_a_database_of_the_right_kind_and_schema_is_opened(
     assert not (tmp_path / "queue.db").exists()
     (tmp_path / "queue.db").touch()
     assert "mailserverd storage migrate" in refusal("queue")
-    made = migrate_database(url, "queue", clock)
+    made = asyncio.run(migrate_database(url, "queue", clock))
     assert made.before == 0
     assert "holds a queue" in refusal("shard")
-    database = open_database(url, "queue", clock, name="x")
-    assert database.uuid == made.meta.uuid
-    assert len(database.uuid) == 16
-    asyncio.run(database.close())
+
+    async def opened() -> bytes:
+        database = await open_database(url, "queue", clock, name="x")
+        await database.close()
+        return database.uuid
+
+    assert asyncio.run(opened()) == made.meta.uuid
+    assert len(made.meta.uuid) == 16
 
     def change(**values: int) -> None:
         with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as connection:
@@ -446,7 +450,7 @@ def test_only_a_database_of_the_right_kind_and_schema_is_opened(
             connection.commit()
 
     change(schema_version=99)  # expanded by a newer release, which we still fit
-    asyncio.run(open_database(url, "queue", clock, name="x").close())
+    assert asyncio.run(opened()) == made.meta.uuid
     change(needs_version=99)
     assert "newer" in refusal("queue")
     change(schema_version=0, needs_version=0)
@@ -457,14 +461,14 @@ def test_files_are_private_and_garbage_is_refused(tmp_path: pathlib.Path) -> Non
     url = f"sqlite:///{tmp_path}/shard.db"
     old = os.umask(0)
     try:
-        migrate_database(url, "directory", SystemClock())
+        asyncio.run(migrate_database(url, "directory", SystemClock()))
     finally:
         os.umask(old)
     for file in tmp_path.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     (tmp_path / "shard.db").write_bytes(b"no database" * 1000)
     with pytest.raises(MailError) as caught:
-        open_database(url, "directory", SystemClock(), name="x")
+        asyncio.run(open_database(url, "directory", SystemClock(), name="x"))
     assert caught.value.kind is Kind.UNAVAILABLE
 
 

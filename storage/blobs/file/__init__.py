@@ -1,5 +1,5 @@
 """``file:///path``: append-only, checksummed segments in a directory."""
 
-from storage.blobs.file.store import FileBlobStore, Options, Stats
+from storage.blobs.file.store import FileBlobStore, Options
 
-__all__ = ["FileBlobStore", "Options", "Stats"]
+__all__ = ["FileBlobStore", "Options"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from storage.blobs.file.layout import GONE, OPEN, SEALED, Layout
 from storage.blobs.file.reader import Reader, check_header, damaged
+from storage.blobs.report import SegmentInfo, SegmentReport
 from storage.segments import (
     RECORD_HEADER,
     Damage,
@@ -31,26 +31,6 @@ if TYPE_CHECKING:
 
 log = get_logger("blobs")
 _CHUNK = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SegmentInfo:
-    """A segment as the directory shows it; ``modified`` in seconds since the epoch."""
-
-    segment: int
-    sealed: bool
-    octets: int
-    modified: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SegmentReport:
-    """What verifying a segment found."""
-
-    segment: int
-    records: int
-    octets: int
-    damage: tuple[Damage, ...]
 
 
 class Maintenance:

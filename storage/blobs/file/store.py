@@ -18,9 +18,10 @@ from storage.blobs.file.appender import Appender
 from storage.blobs.file.files import Files
 from storage.blobs.file.group import GroupCommit
 from storage.blobs.file.layout import Layout, failure
-from storage.blobs.file.maintenance import Maintenance, SegmentInfo, SegmentReport
+from storage.blobs.file.maintenance import Maintenance
 from storage.blobs.file.reader import Reader, check_header, damaged
 from storage.blobs.file.recovery import give_back, recover
+from storage.blobs.report import BlobStats
 from storage.segments import (
     RAW,
     RECORD_HEADER,
@@ -33,6 +34,7 @@ from storage.segments import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
+    from storage.blobs.report import SegmentInfo, SegmentReport
     from storage.model import BlobRef
 
 T = TypeVar("T")
@@ -67,15 +69,6 @@ class Options:
     max_open: int = 128
     cache_octets: int = 8 << 20
     exclusive: bool = True
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stats:
-    """Counted since the store was opened; ``syncs / puts`` is the measure."""
-
-    puts: int
-    batches: int
-    syncs: int
 
 
 class FileBlobStore:
@@ -330,9 +323,9 @@ class FileBlobStore:
                 progress(report, len(known))
         return reports
 
-    def stats(self) -> Stats:
+    def stats(self) -> BlobStats:
         """Return what was counted since the store was opened."""
-        return Stats(self._group.puts, self._group.batches, self._appender.syncs)
+        return BlobStats(self._group.puts, self._group.batches, self._appender.syncs)
 
 
 def _told(work: Callable[..., T], *args: object) -> T:

@@ -159,6 +159,11 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def open_search(url: str) -> WhooshSearch:
+    """Open the indexes under ``whoosh:///absolute``."""
+    return WhooshSearch(url.partition("://")[2])
+
+
 class WhooshSearch:
     """``SearchIndex`` on a local directory, one Whoosh index per account.
 

@@ -34,7 +34,7 @@ CLOCK = SystemClock()
 async def commands(base: pathlib.Path) -> AsyncIterator[tuple[Graph, Run]]:
     (base / "mailserverd.toml").write_text(TEXT)
     settings = read(base / "mailserverd.toml")
-    make_missing(settings, CLOCK)
+    await make_missing(settings, CLOCK)
     stores = await open_stores(settings, CLOCK)
     graph = build(settings, stores, CLOCK)
     known = Commands(settings, graph)

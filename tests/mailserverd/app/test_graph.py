@@ -31,7 +31,7 @@ MESSAGE = b"From: alice@example.test\r\n\r\n"
 
 @contextlib.asynccontextmanager
 async def graphs(settings: Settings) -> AsyncIterator[Graph]:
-    make_missing(settings, CLOCK)
+    await make_missing(settings, CLOCK)
     stores = await open_stores(settings, CLOCK)
     graph = build(settings, stores, CLOCK)
     try:

@@ -17,7 +17,7 @@ from mailserverd.app.stores import data_lock, databases, make_missing, open_stor
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
 from mailserverd.settings import read
-from storage.engines import path_of
+from storage.metadata.sqlite_url import path_of
 from tests.lib.daemon import ROOT
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: pathlib.Path) -
 
 
 def test_databases_are_made_only_where_they_are_missing(settings: Settings) -> None:
-    make_missing(settings, CLOCK)
+    asyncio.run(make_missing(settings, CLOCK))
     before = [file(settings, number).read_bytes() for number in range(4)]
-    make_missing(settings, CLOCK)
+    asyncio.run(make_missing(settings, CLOCK))
     assert [file(settings, number).read_bytes() for number in range(4)] == before
     asyncio.run(opened_and_closed(settings))
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_opened_leaves_the_rest_closed(
     settings: Settings, number: int
 ) -> None:
     """It is named, and can be tried again in the same process."""
-    make_missing(settings, CLOCK)
+    asyncio.run(make_missing(settings, CLOCK))
     path = file(settings, number)
     good = path.read_bytes()
     path.write_bytes(b"nothing like a database" * 500)
@@ -101,7 +101,7 @@ def test_what_cannot_be_opened_leaves_the_rest_closed(
 
 def test_a_missing_database_is_never_made_by_the_daemon(settings: Settings) -> None:
     """An empty one in its place would be an empty server."""
-    make_missing(settings, CLOCK)
+    asyncio.run(make_missing(settings, CLOCK))
     file(settings, 1).write_bytes(b"")
     with pytest.raises(MailError, match="storage migrate"):
         asyncio.run(opened_and_closed(settings))

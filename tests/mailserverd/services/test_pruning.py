@@ -39,7 +39,7 @@ def count(database: Any, table: str) -> int:
 def test_a_pass_forgets_what_is_old(tmp_path: pathlib.Path) -> None:
     async def scenario() -> None:
         async with people(tmp_path) as p:
-            queue = MailQueue(databases.make(tmp_path, "queue", p.clock))
+            queue = MailQueue(await databases.make(tmp_path, "queue", p.clock))
             await p.accounts.domain_add("example.org")
             made = await p.accounts.account_add("alice@example.org", "correct horse")
             shard: Any = p.shards.databases[0]

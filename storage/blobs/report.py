@@ -1,0 +1,41 @@
+"""What a segment store says of itself: to the collector, to commands, to metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from storage.segments import Damage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """A segment as a listing shows it; ``modified`` in seconds since the epoch."""
+
+    segment: int
+    sealed: bool
+    octets: int
+    modified: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SegmentReport:
+    """What verifying a segment found."""
+
+    segment: int
+    records: int
+    octets: int
+    damage: tuple[Damage, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BlobStats:
+    """Counted since the store was opened; ``syncs / puts`` is the measure.
+
+    A sync is what makes a batch durable: fdatasync on a disk, a PUT on S3.
+    """
+
+    puts: int
+    batches: int
+    syncs: int
