@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from mailserverd.core.types import Access
-    from storage.blobs.report import BlobStats, SegmentInfo, SegmentReport
     from storage.model import BlobRef
+    from storage.report import BlobStats, SegmentInfo, SegmentReport
     from storage.text import Hits, Query
 
 A = TypeVar("A")

@@ -9,7 +9,7 @@ from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from storage.blobs.file.layout import GONE, OPEN, SEALED, Layout
 from storage.blobs.file.reader import Reader, check_header, damaged
-from storage.blobs.report import SegmentInfo, SegmentReport
+from storage.report import SegmentInfo, SegmentReport
 from storage.segments import (
     RECORD_HEADER,
     Damage,

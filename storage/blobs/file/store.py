@@ -21,7 +21,7 @@ from storage.blobs.file.layout import Layout, failure
 from storage.blobs.file.maintenance import Maintenance
 from storage.blobs.file.reader import Reader, check_header, damaged
 from storage.blobs.file.recovery import give_back, recover
-from storage.blobs.report import BlobStats
+from storage.report import BlobStats
 from storage.segments import (
     RAW,
     RECORD_HEADER,
@@ -34,8 +34,8 @@ from storage.segments import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
-    from storage.blobs.report import SegmentInfo, SegmentReport
     from storage.model import BlobRef
+    from storage.report import SegmentInfo, SegmentReport
 
 T = TypeVar("T")
 PUTS = counter("blob_puts", "Blobs stored")
