@@ -52,6 +52,13 @@ def running(daemon: Daemon, output: pathlib.Path) -> Iterator[None]:
     descendants: signals and exit status are the daemon's own.
     """
     daemon.start(wrapper=wrapper(output, "-D"))
+    with ended(daemon):
+        yield
+
+
+@contextlib.contextmanager
+def ended(daemon: Daemon) -> Iterator[None]:
+    """Stop a traced daemon at the end, and wait until strace has written its last."""
     status = pathlib.Path(f"/proc/{daemon.pid}/status").read_text()
     tracer = status.partition("TracerPid:")[2].split()[0]
     try:
