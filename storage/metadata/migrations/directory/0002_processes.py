@@ -1,4 +1,4 @@
-"""Several processes on one database: leases, and answers that were lost."""
+"""Several processes on one database: leases, lost answers, retired segments."""
 
 from __future__ import annotations
 
@@ -36,5 +36,19 @@ def upgrade() -> None:
         sa.Column("batch", sa.LargeBinary(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("owner"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "progress",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "retired",
+        sa.Column("segment", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("segment"),
         sqlite_with_rowid=False,
     )
