@@ -61,6 +61,19 @@ what it did and nothing else of its batch.
 """
 
 
+class Reader(Protocol):
+    """A database that another process owns: this one reads it alone."""
+
+    uuid: bytes  # 16 octets, kept inside the database
+
+    async def read(self, work: Work[A, R], account: int, args: A) -> R:
+        """Run a reading unit on one snapshot, which includes every write that has
+        returned to any process."""
+
+    async def close(self) -> None:
+        """Finish what runs, then close."""
+
+
 class Database(Protocol):
     """One database: a metadata shard, the directory, or the queue."""
 

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mailserverd.core.ports import Clock
-    from storage.api import Bus, Cache, Database, SearchIndex, SegmentStore
+    from storage.api import Bus, Cache, Database, Reader, SearchIndex, SegmentStore
     from storage.metadata.meta import Meta
     from storage.metadata.migrate import Migrated
 
 ENGINES = {
     # (role, scheme): "module:function", called as the role's function below does
     ("metadata", "sqlite"): "storage.metadata.sqlite_url:open_database",
+    ("reader", "sqlite"): "storage.metadata.sqlite_url:open_reader",
     ("migrate", "sqlite"): "storage.metadata.sqlite_url:migrate_database",
     ("inspect", "sqlite"): "storage.metadata.sqlite_url:inspect_database",
     ("size", "sqlite"): "storage.metadata.sqlite_url:size_of",
@@ -50,6 +51,12 @@ async def open_database(url: str, kind: str, clock: Clock, *, name: str) -> Data
     """
     database: Database = await constructor("metadata", url)(url, kind, clock, name=name)
     return database
+
+
+async def open_reader(url: str, kind: str, clock: Clock, *, name: str) -> Reader:
+    """Open a database that another process owns, for reading alone."""
+    reader: Reader = await constructor("reader", url)(url, kind, clock, name=name)
+    return reader
 
 
 async def migrate_database(url: str, kind: str, clock: Clock) -> Migrated:

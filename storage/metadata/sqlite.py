@@ -49,6 +49,7 @@ LOST = counter("metadata_batches_lost", "Batches rolled back as a whole", ("data
 COMMIT_SECONDS = histogram("metadata_commit_seconds", "Time of one commit")
 
 MAX_HOLD = 0.008  # seconds of statements on the loop before a batch is committed
+CLOSE_WAITS = 200  # ms that closing waits for other processes' readers
 MAX_PENDING = 20_000  # units that may wait
 THREAD_BATCH = 200  # units of a batch that had to move to the thread
 
@@ -166,7 +167,7 @@ class SqliteDatabase:
         self._commits.shutdown()
         self._inline.close()
         try:
-            self._writer.execute(f"PRAGMA busy_timeout={WAITS}")
+            self._writer.execute(f"PRAGMA busy_timeout={CLOSE_WAITS}")
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             log.warning("checkpoint-failed", database=self.name, error=str(error))

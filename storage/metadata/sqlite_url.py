@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata import migrate
 from storage.metadata.sqlite import SqliteDatabase
+from storage.metadata.sqlite_reader import SqliteReader
 
 if TYPE_CHECKING:
     from mailserverd.core.ports import Clock
@@ -24,6 +25,11 @@ async def open_database(
 ) -> SqliteDatabase:
     """Open a database of this release's schema, and be its owner."""
     return SqliteDatabase(path_of(url), clock, name=name, kind=kind)
+
+
+async def open_reader(url: str, kind: str, clock: Clock, *, name: str) -> SqliteReader:
+    """Open a database of this release's schema that another process owns."""
+    return SqliteReader(path_of(url), clock, name=name, kind=kind)
 
 
 async def migrate_database(url: str, kind: str, clock: Clock) -> migrate.Migrated:
