@@ -140,7 +140,7 @@ class Collector:
             chunk = pairs[start : start + CHUNK]
             for shard in self._shards:
                 await shard.write(units.move_blobs, 0, chunk)
-            await self._queue.move_blobs([new for _, new in chunk])
+            await self._queue.move_blobs(chunk)
 
 
 def _at(places: dict[bytes, Any], ref: BlobRef) -> bool:

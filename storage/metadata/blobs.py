@@ -14,8 +14,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata.accounts import read_state
-from storage.metadata.deliver import ADD_BLOB, blob_row
+from storage.metadata.deliver import add_blob
 from storage.metadata.messages import BLOB_COLUMNS
+from storage.metadata.retired import open_to
 from storage.metadata.sql import Sql, inline, p
 from storage.metadata.tables import BLOB, BLOB_OWNER, EMAIL, OWNER_UPLOAD
 from storage.model import BlobRef
@@ -94,6 +95,7 @@ MOVE = Sql(
     .where(
         _b.hash == p("of"),
         and_(_b.segment == p("old_segment"), _b.offset == p("old_offset")),
+        open_to(p("to_segment")),
     )
     .values(
         store=p("to_store"),
@@ -136,13 +138,14 @@ def forget_kept(tx: Tx, account: int, _: object) -> None:
 def add_upload(tx: Tx, account: int, args: tuple[BlobRef, int]) -> BlobRef:
     """Own an uploaded blob for some seconds: (ref, seconds) -> where it lies.
 
-    LIMIT when the account holds too many uploads or octets of them.
+    LIMIT when the account holds too many uploads or octets of them, UNAVAILABLE when
+    its segment was retired before this came.
     """
     blob, seconds = args
     read_state(tx, account)
     if not has_room(tx, account, blob.size):
         raise MailError(Kind.LIMIT, "too many uploads")
-    tx.run(ADD_BLOB, blob_row(blob))
+    add_blob(tx, blob)
     tx.run(
         ADD_UPLOAD,
         {
@@ -214,7 +217,8 @@ def forget_blobs(tx: Tx, _: int, hashes: Sequence[bytes]) -> tuple[bytes, ...]:
 
 
 def move_blobs(tx: Tx, _: int, moves: Sequence[tuple[BlobRef, BlobRef]]) -> int:
-    """Let rows that point at the first of each pair point at the second."""
+    """Let rows that point at the first of each pair point at the second, unless that
+    lies in a retired segment; returns how many."""
     return sum(tx.run(MOVE, _move(old, new)) for old, new in moves)
 
 

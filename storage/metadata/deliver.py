@@ -17,6 +17,7 @@ from mailserverd.core.errors import Kind, MailError
 from storage.metadata import boxes
 from storage.metadata.accounts import found, quota, read_state, take
 from storage.metadata.keywords import normal_flags
+from storage.metadata.retired import gone, insert_open
 from storage.metadata.sql import InIds, Insert, Sql, ids, p
 from storage.metadata.tables import (
     ACCOUNT,
@@ -99,7 +100,8 @@ LIVING = Sql(
     .where(_es.account_id == p("a"), _es.thread_id == p("thread"))
     .limit(1)
 )
-ADD_BLOB = Insert(upsert(BLOB).on_conflict_do_nothing(), tuple(BLOB.c.keys()))
+ADD_BLOB = Insert(insert_open(BLOB).on_conflict_do_nothing(), tuple(BLOB.c.keys()))
+HAS_BLOB = Sql(select(BLOB.c.hash).where(BLOB.c.hash == p("hash")))
 ADD_EMAIL = Insert(insert(EMAIL), tuple(EMAIL.c.keys()))
 ADD_STATE = Insert(insert(EMAIL_STATE), tuple(EMAIL_STATE.c.keys()))
 ADD_MEMBER = Insert(insert(MAILBOX_EMAIL), tuple(MAILBOX_EMAIL.c.keys()))
@@ -254,9 +256,12 @@ def _thread_of(tx: Tx, account: int, key: int, fresh: int) -> int:
     return fresh
 
 
-def blob_row(blob: BlobRef) -> tuple[object, ...]:
-    """Return the row of ``ADD_BLOB``."""
-    return (
+def add_blob(tx: Tx, blob: BlobRef) -> None:
+    """Note where a blob lies, unless its content is known by another place.
+
+    UNAVAILABLE when its segment was retired before this came.
+    """
+    row = (
         blob.hash,
         blob.store,
         blob.segment,
@@ -266,6 +271,8 @@ def blob_row(blob: BlobRef) -> tuple[object, ...]:
         blob.codec,
         blob.key,
     )
+    if not tx.run(ADD_BLOB, row) and tx.one(HAS_BLOB, {"hash": blob.hash}) is None:
+        raise gone()
 
 
 def _insert(
@@ -273,7 +280,7 @@ def _insert(
 ) -> None:
     new = args.email
     email_id, thread_id, modseq = numbers
-    tx.run(ADD_BLOB, blob_row(new.blob))
+    add_blob(tx, new.blob)
     tx.run(
         ADD_EMAIL,
         (

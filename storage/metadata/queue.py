@@ -178,6 +178,6 @@ class MailQueue:
         """Return a page of the needed blobs in order of hash."""
         return await self._database.read(queue_admin.list_blobs, 0, (after, limit))
 
-    async def move_blobs(self, blobs: Sequence[BlobRef]) -> None:
-        """Note where compaction put blobs."""
-        await self._database.write(queue_admin.move_blobs, 0, tuple(blobs))
+    async def move_blobs(self, moves: Sequence[tuple[BlobRef, BlobRef]]) -> None:
+        """Note where compaction put blobs, as (from, to)."""
+        await self._database.write(queue_admin.move_blobs, 0, tuple(moves))

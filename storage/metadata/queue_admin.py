@@ -14,6 +14,7 @@ from storage.metadata.queue_tables import (
     MESSAGE,
     RECIPIENT,
 )
+from storage.metadata.retired import open_to
 from storage.metadata.sql import InIds, Sql, heavy, ids, p
 from storage.model import BlobRef
 from storage.queue import Entry, Page, Selection, State, Stats, queue_id, queue_number
@@ -125,7 +126,12 @@ LIVE_BLOBS = Sql(
 )
 MOVE_BLOB = Sql(
     update(BLOB)
-    .where(BLOB.c.hash == p("of_hash"))
+    .where(
+        BLOB.c.hash == p("of_hash"),
+        BLOB.c.segment == p("old_segment"),
+        BLOB.c.offset == p("old_offset"),
+        open_to(p("to_segment")),
+    )
     .values({name: p(f"to_{name}") for name in rows.LOCATION})
 )
 
@@ -268,15 +274,18 @@ def list_blobs(tx: Tx, _account: int, args: tuple[bytes, int]) -> tuple[BlobRef,
     return tuple(BlobRef(*row) for row in found)
 
 
-def move_blobs(tx: Tx, _account: int, blobs: Iterable[BlobRef]) -> None:
-    """Note where compaction put blobs (unknown ones are passed over)."""
+def move_blobs(tx: Tx, _account: int, moves: Iterable[tuple[BlobRef, BlobRef]]) -> None:
+    """Let rows that point at the first of each pair point at the second, unless that
+    lies in a retired segment."""
     tx.many(
         MOVE_BLOB,
         [
             {
-                "of_hash": blob.hash,
-                **{f"to_{name}": getattr(blob, name) for name in rows.LOCATION},
+                "of_hash": old.hash,
+                "old_segment": old.segment,
+                "old_offset": old.offset,
+                **{f"to_{name}": getattr(new, name) for name in rows.LOCATION},
             }
-            for blob in blobs
+            for old, new in moves
         ],
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, func, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import BodyType
 from storage.metadata.queue_tables import BLOB, MESSAGE, RECIPIENT
+from storage.metadata.retired import gone, insert_open
 from storage.metadata.sql import Sql, p
 from storage.model import BlobRef
 from storage.queue import Notice, QueuedMessage, QueuedRecipient, State, queue_id
@@ -32,7 +32,7 @@ BLOB_COLUMNS = (
     B.key,
 )
 LOCATION = ("store", "segment", "offset", "length", "size", "codec", "key")
-_insert_blob = upsert(BLOB)
+_insert_blob = insert_open(BLOB)
 PUT_BLOB = Sql(  # the newest place is the one that surely exists
     _insert_blob.on_conflict_do_update(
         index_elements=["hash"],
@@ -95,9 +95,10 @@ FINISH_ALL = Sql(
 
 
 def put_blob(tx: Tx, blob: BlobRef) -> None:
-    """Note where a blob lies."""
+    """Note where a blob lies; UNAVAILABLE when its segment is retired."""
     values = {name: getattr(blob, name) for name in LOCATION}
-    tx.run(PUT_BLOB, {"hash": blob.hash, **values})
+    if not tx.run(PUT_BLOB, {"hash": blob.hash, **values}):
+        raise gone()
 
 
 def recount(tx: Tx, number: int) -> int:

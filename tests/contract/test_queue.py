@@ -377,7 +377,7 @@ def test_blobs_live_while_needed_then_purge_forgets(run: Scenario) -> None:
         hashes = [one.hash, two.hash, three.hash]
         assert await queue.live_blobs(hashes) == {one.hash: one, two.hash: two}
         moved = dataclasses.replace(one, segment=9)
-        await queue.move_blobs([moved])
+        await queue.move_blobs([(one, moved)])
         (claim,) = await queue.claim()
         assert claim.message.blob == moved
         await queue.finish(claim, [Outcome(0, State.FAILED, notice=Notice.FAILED)])

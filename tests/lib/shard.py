@@ -10,6 +10,7 @@ import zstandard
 from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
+from storage.metadata.common_tables import COMMON
 from storage.metadata.deliver import add_email, prepare_account
 from storage.metadata.sqlite import SqliteTx
 from storage.metadata.tables import create_all
@@ -69,6 +70,7 @@ def make_tables(connection: sqlite3.Connection) -> None:
         "sqlite://", creator=lambda: connection, poolclass=StaticPool
     )
     with engine.connect() as made:
+        COMMON.create_all(made)
         create_all(made)
         made.commit()
 

@@ -81,7 +81,7 @@ def test_a_queued_message_without_its_record_is_a_fault(
         async with mail_host(tmp_path) as host:
             ref = await queued(host)
             elsewhere = dataclasses.replace(ref, offset=ref.offset + 1)
-            await host.queue.move_blobs([elsewhere])
+            await host.queue.move_blobs([(ref, elsewhere)])
             return await check(host)
 
     (fault,) = asyncio.run(run())["faults"]

@@ -35,6 +35,7 @@ MODULES = (
     "query",
     "query_filter",
     "query_sort",
+    "retired",
     "submissions",
     "texts",
     "threads",
@@ -50,7 +51,8 @@ KNOWN = {  # what may scan or sort, and why
 }
 BIG = "email|email_state|mailbox_email|mailbox_thread|thread_key|blob|blob_owner"
 SLOW = re.compile(
-    rf"SCAN (?!json_each)|TEMP B-TREE|SEARCH ({BIG}) USING .*\(account_id=\?\)$"
+    r"SCAN (?!json_each|CONSTANT ROW|new$)|TEMP B-TREE|"
+    rf"SEARCH ({BIG}) USING .*\(account_id=\?\)$"
 )
 BOUND = re.compile(r"(?<!:):(\w+)")
 
