@@ -5,8 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from mailserverd.core.metrics import counter
+
 if TYPE_CHECKING:
     from storage.segments import Damage
+
+
+PUTS = counter("blob_puts", "Blobs stored")
+SYNCS = counter("blob_syncs", "Syncs of the blob store: fdatasync calls, or PUTs")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

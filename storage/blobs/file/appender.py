@@ -18,9 +18,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from mailserverd.core.log import get_logger
-from mailserverd.core.metrics import counter
 from storage.blobs.file.layout import OPEN, SEALED, Layout
 from storage.model import BlobRef
+from storage.report import SYNCS
 from storage.segments import (
     FILE_HEADER,
     RECORD_HEADER,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 log = get_logger("blobs")
-SYNCS = counter("blob_syncs", "fdatasync and directory fsync calls of the blob store")
 
 
 @dataclasses.dataclass(slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from mailserverd.core.errors import Kind, MailError
 from storage.model import BlobRef
+from storage.patience import Patience
 from storage.segments import RECORD_HEADER, Payload
 
 Write = Callable[[Sequence[Payload]], list[BlobRef]]
@@ -21,33 +22,6 @@ Waiting = tuple[Payload, asyncio.Future[BlobRef]]
 
 BATCH_OCTETS = 16 << 20
 BATCH_RECORDS = 4096
-
-
-class Patience:
-    """Whether a batch should wait for puts that are said to be coming.
-
-    Waiting pays when others do join meanwhile; a stuck client that keeps its
-    promise open must not delay everybody.  So it is learnt: after waits that
-    gained little only one batch in ``PROBE`` still waits.
-    """
-
-    PROBE = 16
-    WORTH = 0.5  # puts gained per wait
-
-    def __init__(self) -> None:
-        self._gain = 1.0
-        self._skipped = 0
-
-    def waits(self) -> bool:
-        """Decide for the next batch."""
-        if self._gain >= self.WORTH:
-            return True
-        self._skipped = (self._skipped + 1) % self.PROBE
-        return self._skipped == 0
-
-    def learn(self, gained: int) -> None:
-        """Note how many puts joined during a wait."""
-        self._gain += 0.25 * (gained - self._gain)
 
 
 class GroupCommit:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 import zstandard
 
 from mailserverd.core.errors import Kind, MailError
-from mailserverd.core.metrics import counter
 from mailserverd.core.ports import Clock, Offload, SystemClock
 from storage.blobs.file.appender import Appender
 from storage.blobs.file.files import Files
@@ -21,7 +20,7 @@ from storage.blobs.file.layout import Layout, failure
 from storage.blobs.file.maintenance import Maintenance
 from storage.blobs.file.reader import Reader, check_header, damaged
 from storage.blobs.file.recovery import give_back, recover
-from storage.report import BlobStats
+from storage.report import PUTS, BlobStats
 from storage.segments import (
     RAW,
     RECORD_HEADER,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from storage.report import SegmentInfo, SegmentReport
 
 T = TypeVar("T")
-PUTS = counter("blob_puts", "Blobs stored")
 INLINE = 256 * 1024  # octets hashed or read on the loop: well under a millisecond
 CHUNK = 256 * 1024  # of a stream
 _COPY = 1 << 20  # of a file being stored

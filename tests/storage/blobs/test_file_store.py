@@ -12,8 +12,8 @@ import pytest
 
 from mailserverd.core.errors import Kind, MailError
 from storage.blobs.file import FileBlobStore, Options
-from storage.blobs.file.group import Patience
 from storage.blobs.file.layout import Layout
+from storage.patience import Patience
 from tests.lib.blobs import (
     SMALL,
     new_segment_is,
