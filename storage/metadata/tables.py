@@ -147,6 +147,25 @@ EMAIL_STATE = Table(
     sqlite_with_rowid=False,
 )
 
+# All mail by date, and how much of it is hidden: all but always nothing.
+Index(
+    "email_state_date",
+    EMAIL_STATE.c.account_id,
+    EMAIL_STATE.c.received_at,
+    EMAIL_STATE.c.email_id,
+    EMAIL_STATE.c.thread_id,
+    EMAIL_STATE.c.shown,
+    sqlite_where=EMAIL_STATE.c.shown > 0,
+    postgresql_where=EMAIL_STATE.c.shown > 0,
+)
+Index(
+    "email_state_hidden",
+    EMAIL_STATE.c.account_id,
+    EMAIL_STATE.c.shown,
+    sqlite_where=EMAIL_STATE.c.shown == 0,
+    postgresql_where=EMAIL_STATE.c.shown == 0,
+)
+
 MAILBOX_EMAIL = Table(
     "mailbox_email",
     SHARD,
@@ -329,6 +348,8 @@ STATISTICS = (
     ("email_state", "email_state", "10000000 100000 1"),
     ("email_state", "email_state_modseq", "10000000 100000 5"),
     ("email_state", "email_state_thread", "10000000 100000 3"),
+    ("email_state", "email_state_date", "10000000 100000 2 1 1 1"),
+    ("email_state", "email_state_hidden", "10000 100 100"),
     ("mailbox_email", "mailbox_email", "10000000 100000 10000 1"),
     ("mailbox_email", "mailbox_email_email", "10000000 100000 1 1"),
     ("mailbox_email", "mailbox_email_page", "10000000 100000 10000 2 1 1 1"),

@@ -1,4 +1,7 @@
-"""Several processes on one database: leases, lost answers, retired segments."""
+"""Several processes on one database: leases, lost answers, retired segments.
+
+And all mail of an account by date, from an index.
+"""
 
 from __future__ import annotations
 
@@ -52,3 +55,34 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("segment"),
         sqlite_with_rowid=False,
     )
+    _all_mail()
+
+
+def _all_mail() -> None:
+    """Make the indexes that find all mail by date, and count what is hidden."""
+    shown, hidden = sa.text("shown > 0"), sa.text("shown = 0")
+    op.create_index(
+        "email_state_date",
+        "email_state",
+        ["account_id", "received_at", "email_id", "thread_id", "shown"],
+        sqlite_where=shown,
+        postgresql_where=shown,
+    )
+    op.create_index(
+        "email_state_hidden",
+        "email_state",
+        ["account_id", "shown"],
+        sqlite_where=hidden,
+        postgresql_where=hidden,
+    )
+    connection = op.get_bind()
+    if connection.dialect.name != "sqlite":
+        return
+    connection.exec_driver_sql(
+        "INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES (?, ?, ?)",
+        [
+            ("email_state", "email_state_date", "10000000 100000 2 1 1 1"),
+            ("email_state", "email_state_hidden", "10000 100 100"),
+        ],
+    )
+    connection.exec_driver_sql("ANALYZE sqlite_schema")
