@@ -38,9 +38,11 @@ async def post(
     raise RuntimeError("no Content-Length")
 
 
-def http(path: str, body: bytes = b"") -> bytes:
+def http(
+    path: str, body: bytes = b"", *, user: str = USER, password: str = PASSWORD
+) -> bytes:
     """Build a request with Basic authentication."""
-    secret = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    secret = base64.b64encode(f"{user}:{password}".encode()).decode()
     method = "POST" if body else "GET"
     return (
         f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Basic {secret}"
