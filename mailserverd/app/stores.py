@@ -10,6 +10,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from auth.people.directory import Directory
+from mailserverd.app.shards import accept, open_shards
 from mailserverd.core.errors import Kind, MailError
 from storage.engines import (
     inspect_database,
@@ -85,20 +86,36 @@ def databases(settings: Settings) -> list[tuple[str, str, str]]:
 
 async def make_missing(settings: Settings, clock: Clock) -> None:
     """Make the schema in databases that do not exist yet; older ones stay."""
-    for _name, kind, url in databases(settings):
+    for name, kind, url in databases(settings):
         if not (await inspect_database(url)).schema:
             await migrate_database(url, kind, clock)
+            if kind == "shard":
+                await accept(settings.storage.directory, url, name, clock)
 
 
 async def open_stores(settings: Settings, clock: Clock) -> Stores:
-    """Open everything; UNAVAILABLE, saying what to do, when something is not right."""
+    """Open everything; UNAVAILABLE, saying what to do, when something is not right.
+
+    A shard that cannot be reached is waited for; the directory and the queue are not.
+    """
+
+    async def opened(name: str, kind: str, url: str) -> Database:
+        database = await open_database(url, kind, clock, name=name)
+        stack.push_async_callback(database.close)
+        return database
+
+    async def open_shard(name: str, url: str) -> Database:
+        return await open_database(url, "shard", clock, name=name)
+
+    (_, _, directory_url), *shard_urls, (_, _, queue_url) = databases(settings)
     async with contextlib.AsyncExitStack() as stack:
-        opened: list[Database] = []
-        for name, kind, url in databases(settings):
-            database = await open_database(url, kind, clock, name=name)
+        directory_db = await opened("directory", "directory", directory_url)
+        queue_db = await opened("queue", "queue", queue_url)
+        shard_dbs = await open_shards(
+            [(name, url) for name, _, url in shard_urls], directory_db, open_shard
+        )
+        for database in shard_dbs:
             stack.push_async_callback(database.close)
-            opened.append(database)
-        directory_db, *shard_dbs, queue_db = opened
         directory = Directory(directory_db, clock, [db.uuid for db in shard_dbs])
         await directory.start()
         blobs = await open_blobs(settings.storage.blobs, clock)

@@ -108,3 +108,12 @@ DKIM_KEY = Table(
     Column("created", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
+
+SHARD = Table(  # databases that may stand behind ``account.shard``
+    "shard",
+    DIRECTORY,
+    Column("uuid", LargeBinary, primary_key=True),
+    Column("name", Text, nullable=False),  # where the configuration had it last, or ""
+    Column("added", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)

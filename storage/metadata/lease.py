@@ -11,6 +11,7 @@ import fcntl
 import os
 
 from mailserverd.core.errors import Kind, MailError
+from storage.metadata.meta import UnfitDatabase
 
 
 class Lease:
@@ -30,7 +31,7 @@ class Lease:
         except OSError as error:
             owner = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
-            raise MailError(
+            raise UnfitDatabase(
                 Kind.UNAVAILABLE,
                 f"{path} is in use by another process ({owner or 'unknown'})",
             ) from error

@@ -43,6 +43,17 @@ ALEMBIC_TABLE = Table(
 SELECT_META = "SELECT kind, uuid, schema_version, needs_version FROM meta WHERE id = 1"
 
 
+class UnfitDatabase(MailError):
+    """The database can be read, and must not be worked on as it is.
+
+    Unlike one that cannot be reached, waiting does not help.
+    """
+
+
+class EmptyDatabase(UnfitDatabase):
+    """There is no database, or one without tables."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Meta:
     """The row of ``meta``; ``schema`` is 0 for a database without tables."""
@@ -73,27 +84,29 @@ def read_meta(connection: sqlite3.Connection) -> Meta:
         return EMPTY
     row = connection.execute(SELECT_META).fetchone() if "meta" in tables else None
     if row is None:
-        raise MailError(Kind.UNAVAILABLE, "not a database of mailserverd")
+        raise UnfitDatabase(Kind.UNAVAILABLE, "not a database of mailserverd")
     return Meta(*row)
 
 
 def check_meta(meta: Meta, kind: str, where: str) -> None:
     """Raise UNAVAILABLE, saying what to run, unless this release fits the tables."""
     if meta.schema == 0:
-        raise MailError(
+        raise EmptyDatabase(
             Kind.UNAVAILABLE,
             f"{where}: empty database; run: mailserverd storage migrate",
         )
     if meta.kind != kind:
-        raise MailError(Kind.UNAVAILABLE, f"{where}: holds a {meta.kind}, not a {kind}")
+        raise UnfitDatabase(
+            Kind.UNAVAILABLE, f"{where}: holds a {meta.kind}, not a {kind}"
+        )
     if meta.schema < SCHEMAS[kind]:
-        raise MailError(
+        raise UnfitDatabase(
             Kind.UNAVAILABLE,
             f"{where}: schema {meta.schema} is older than this release's "
             f"{SCHEMAS[kind]}; run: mailserverd storage migrate",
         )
     if meta.needs > SCHEMAS[kind]:
-        raise MailError(
+        raise UnfitDatabase(
             Kind.UNAVAILABLE,
             f"{where}: schema {meta.schema} needs a newer mailserverd than this "
             f"(it knows {SCHEMAS[kind]}); upgrade, or restore a backup",

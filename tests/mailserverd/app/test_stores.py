@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -17,13 +18,19 @@ from mailserverd.app.stores import data_lock, databases, make_missing, open_stor
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
 from mailserverd.settings import read
+from storage.engines import migrate_database
+from storage.metadata.accounts import exists
 from storage.metadata.sqlite_url import path_of
 from tests.lib.daemon import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mailserverd.settings import Settings
+    from storage.api import Database
 
 CLOCK = SystemClock()
+GARBAGE = b"nothing like a database" * 500
 TEXT = '[server]\nhostname = "mail.example.test"\ndata_dir = "data"\n'
 
 
@@ -83,7 +90,7 @@ def test_databases_are_made_only_where_they_are_missing(settings: Settings) -> N
     asyncio.run(opened_and_closed(settings))
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", [0, 3])
 def test_what_cannot_be_opened_leaves_the_rest_closed(
     settings: Settings, number: int
 ) -> None:
@@ -91,10 +98,72 @@ def test_what_cannot_be_opened_leaves_the_rest_closed(
     asyncio.run(make_missing(settings, CLOCK))
     path = file(settings, number)
     good = path.read_bytes()
-    path.write_bytes(b"nothing like a database" * 500)
+    path.write_bytes(GARBAGE)
     with pytest.raises(MailError, match=str(path)) as caught:
         asyncio.run(opened_and_closed(settings))
     assert caught.value.kind is Kind.UNAVAILABLE
+    path.write_bytes(good)
+    asyncio.run(opened_and_closed(settings))
+
+
+def spoil_as_garbage(path: pathlib.Path) -> None:
+    path.write_bytes(GARBAGE)
+
+
+def spoil_as_directory(path: pathlib.Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("spoil", [spoil_as_garbage, spoil_as_directory])
+def test_a_shard_that_cannot_be_opened_is_waited_for(
+    settings: Settings, spoil: Callable[[pathlib.Path], None], number: int
+) -> None:
+    """In its position, while the others are served."""
+    asyncio.run(make_missing(settings, CLOCK))
+    asyncio.run(opened_and_closed(settings))
+    path = file(settings, number)
+    good = path.read_bytes()
+    spoil(path)
+
+    async def works(database: Database) -> bool:
+        with contextlib.suppress(MailError):
+            return await database.read(exists, 1, None) is False
+        return False
+
+    async def main() -> None:
+        stores = await open_stores(settings, CLOCK)
+        try:
+            down, up = stores.shard_dbs[number - 1], stores.shard_dbs[2 - number]
+            assert await works(up)
+            assert down.uuid in set(stores.directory.shards) - {up.uuid}
+            with pytest.raises(MailError) as caught:
+                await down.write(exists, 1, None)
+            assert caught.value.kind is Kind.UNAVAILABLE
+            if path.is_dir():
+                path.rmdir()
+            path.write_bytes(good)
+            async with asyncio.timeout(10):
+                while not await works(down):  # noqa: ASYNC110 - of a file
+                    await asyncio.sleep(0.05)
+        finally:
+            await stores.close()
+
+    asyncio.run(main())
+
+
+def test_another_database_in_a_shard_s_place_stops_the_start(
+    settings: Settings, tmp_path: pathlib.Path
+) -> None:
+    """It says what to run."""
+    asyncio.run(make_missing(settings, CLOCK))
+    path = file(settings, 2)
+    good = path.read_bytes()
+    asyncio.run(migrate_database(f"sqlite:///{tmp_path}/new.db", "shard", CLOCK))
+    path.write_bytes((tmp_path / "new.db").read_bytes())
+    with pytest.raises(MailError, match=r"shard-1.*storage migrate"):
+        asyncio.run(opened_and_closed(settings))
     path.write_bytes(good)
     asyncio.run(opened_and_closed(settings))
 

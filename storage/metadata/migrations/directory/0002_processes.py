@@ -1,4 +1,7 @@
-"""Several processes on one database: leases, lost answers, retired segments."""
+"""Several processes on one database: leases, lost answers, retired segments.
+
+And the shards that the directory expects: at first those where accounts live.
+"""
 
 from __future__ import annotations
 
@@ -51,4 +54,16 @@ def upgrade() -> None:
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("segment"),
         sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "shard",
+        sa.Column("uuid", sa.LargeBinary(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("added", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("uuid"),
+        sqlite_with_rowid=False,
+    )
+    op.execute(
+        "INSERT INTO shard (uuid, name, added) "
+        "SELECT shard, '', min(created) FROM account GROUP BY shard"
     )
