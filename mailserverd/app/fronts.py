@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mailserverd.core.log import get_logger
@@ -13,6 +14,7 @@ from mailserverd.net.http_metrics import MetricsSite
 from mailserverd.net.imap import ImapServer
 from mailserverd.net.listeners import ListenError
 from mailserverd.net.tls import CertificateError, Certificates, Pair
+from mailserverd.settings import PROTOCOLS
 from protocols.imap.services import ImapServices, ImapSettings
 from protocols.jmap.services import Limits as JmapLimits
 from protocols.jmap.services import Services as JmapServices
@@ -23,15 +25,19 @@ from protocols.smtp.server import SmtpServer
 from protocols.smtp.settings import Kind, SmtpSettings
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Awaitable, Callable
 
     from mailserverd.app.graph import Graph
+    from mailserverd.core.tally import Tally
     from mailserverd.settings import Listener, Settings
+    from protocols.web import Application
 
     Check = Callable[[], Awaitable[str]]
 
 log = get_logger("net")
+CERTIFICATE_POLL = 30.0  # seconds between looks at the certificate files
 SMTP_KINDS = {
     "smtp": Kind.MX,
     "submission": Kind.SUBMISSION,
@@ -39,21 +45,48 @@ SMTP_KINDS = {
 }
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """What this process serves, where several share the listeners.
+
+    ``sockets`` opens an address, ``tally`` counts connections for all processes, and
+    ``metrics`` answers on the metrics listener.
+    """
+
+    protocols: frozenset[str]
+    sockets: Callable[[str], list[socket.socket]]
+    tally: Tally | None = None
+    metrics: Application | None = None
+
+
+ALONE = Share(frozenset(PROTOCOLS), listeners.sockets)
+
+
 class Fronts:
     """Everything that listens; ``apply`` opens, closes and adjusts it."""
 
-    def __init__(self, graph: Graph, settings: Settings, reactor: Any) -> None:
+    def __init__(
+        self, graph: Graph, settings: Settings, reactor: Any, share: Share = ALONE
+    ) -> None:
         self._graph = graph
         self._reactor = reactor
+        self._share = share
         self._open: dict[Listener, listeners.Listener] = {}
         self.settings = settings
-        self.certificates = _certificates(settings)
+        self.certificates = certificates(settings)
         self._smtp: dict[tuple[str, bool], SmtpServer] = {}
-        self._imap = ImapServer(imap_services(graph, settings))
+        self._imap = ImapServer(imap_services(graph, settings), share.tally)
         self._http = HttpFactory(
-            JmapSite(jmap_services(graph, settings)), front_settings(settings)
+            JmapSite(jmap_services(graph, settings)),
+            front_settings(settings),
+            share.tally,
         )
-        self._metrics = HttpFactory(MetricsSite(graph.checks()), FrontSettings())
+        site = share.metrics or MetricsSite(graph.checks())
+        self._metrics = HttpFactory(site, FrontSettings())
+
+    def _wanted(self, settings: Settings) -> list[Listener]:
+        """Return the listeners that are this process's to serve."""
+        return [o for o in settings.listener if o.protocol in self._share.protocols]
 
     def _stdlib_tls(self) -> ssl.SSLContext:
         assert self.certificates is not None
@@ -73,12 +106,13 @@ class Fronts:
                 smtp_settings(self.settings),
                 services,
                 tls=self._stdlib_tls if offered else None,
+                tally=self._share.tally,
             )
         return self._smtp[key]
 
     async def open(self, settings: Settings) -> None:
         """Open what is configured and not open; ListenError names what failed."""
-        for one in settings.listener:
+        for one in self._wanted(settings):
             if one not in self._open:
                 self._open[one] = await self._listen(one)
 
@@ -88,7 +122,8 @@ class Fronts:
         Raises CertificateError or ListenError with everything as it was; but for an
         address that had to be closed first, and that somebody else took meanwhile.
         """
-        gone = [one for one in self._open if one not in settings.listener]
+        wanted = self._wanted(settings)
+        gone = [one for one in self._open if one not in wanted]
         await self._open_beside(settings, {one.address for one in gone})
         for one in gone:
             await _stop(self._open.pop(one))
@@ -107,10 +142,10 @@ class Fronts:
         ``taken`` are addresses that must be closed before they can be opened anew.
         """
         if self.certificates is None:
-            self.certificates = _certificates(settings)
+            self.certificates = certificates(settings)
         opened: list[Listener] = []
         try:
-            for one in settings.listener:
+            for one in self._wanted(settings):
                 if one not in self._open and one.address not in taken:
                     self._open[one] = await self._listen(one)
                     opened.append(one)
@@ -124,7 +159,7 @@ class Fronts:
     async def _listen(self, one: Listener) -> listeners.Listener:
         stops: list[Callable[[], Any]] = []
         implicit = self.certificates if one.tls == "implicit" else None
-        for sock in listeners.sockets(one.address):
+        for sock in self._share.sockets(one.address):
             if one.protocol in SMTP_KINDS:
                 server = self._smtp_server(one)
                 context = implicit.stdlib if implicit else None
@@ -144,6 +179,13 @@ class Fronts:
             offered = self.certificates if one.tls == "starttls" else None
             return self._imap.factory(offered)
         return self._http if one.protocol == "http" else self._metrics
+
+    async def watch_certificates(self) -> None:
+        """Take over renewed files until cancelled."""
+        while True:
+            await asyncio.sleep(CERTIFICATE_POLL)
+            if self.certificates is not None:  # a reload may bring them
+                self.certificates.reload_if_changed()
 
     async def drain(self, seconds: float) -> None:
         """Stop listening, let transactions end, close what is left."""
@@ -168,7 +210,8 @@ def pairs(settings: Settings) -> list[Pair]:
     return [Pair(c.certificate, c.key) for c in settings.certificate]
 
 
-def _certificates(settings: Settings) -> Certificates | None:
+def certificates(settings: Settings) -> Certificates | None:
+    """Read the configured certificates; CertificateError when one cannot be used."""
     return Certificates(pairs(settings)) if settings.certificate else None
 
 

@@ -18,12 +18,18 @@ import structlog
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 SECRET_KEYS = frozenset({"password", "secret", "token", "credentials", "authorization"})
+_FACTS: dict[str, str] = {}  # on every line
 
 
 def get_logger(component: str) -> structlog.stdlib.BoundLogger:
     """Return a logger whose lines bear the component's name."""
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(component=component)
     return logger
+
+
+def name_process(name: str) -> None:
+    """Let every line say ``process=name``: one of several that write one log."""
+    _FACTS["process"] = name
 
 
 def configure(
@@ -41,6 +47,7 @@ def configure(
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_facts,
             _redact,
             structlog.processors.format_exc_info,
             renderer,
@@ -88,6 +95,12 @@ def _dumps(event: dict[str, Any], **_: object) -> str:
         ).decode()
     except TypeError:  # a lone surrogate, an integer beyond 64 bits
         return json.dumps(event, default=repr)
+
+
+def _add_facts(_logger: object, _name: str, event: Any) -> Any:
+    for key, fact in _FACTS.items():
+        event.setdefault(key, fact)
+    return event
 
 
 def _redact(_logger: object, _name: str, event: Any) -> Any:

@@ -16,9 +16,13 @@ from twisted.internet import protocol
 
 from mailserverd.core import metrics
 from mailserverd.core.log import get_logger
+from mailserverd.core.tally import LocalTally
 from mailserverd.net.http_channel import Channel, FrontSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from mailserverd.core.tally import Tally
     from protocols.web import Application
 
 log = get_logger("http")
@@ -30,13 +34,18 @@ class HttpFactory(protocol.ServerFactory):
 
     noisy = False
 
-    def __init__(self, app: Application, settings: FrontSettings | None = None) -> None:
+    def __init__(
+        self,
+        app: Application,
+        settings: FrontSettings | None = None,
+        tally: Tally | None = None,
+    ) -> None:
         self.app = app
         self.settings = settings or FrontSettings()
         self.closing = False
         self.socket_limit = 10_000_000  # octets of one WebSocket message
         self._open: set[Channel] = set()
-        self._peers: dict[str, int] = {}
+        self._tally = tally or LocalTally()
         self._empty = asyncio.Event()
 
     def buildProtocol(self, addr: Any) -> Any:
@@ -51,10 +60,10 @@ class HttpFactory(protocol.ServerFactory):
     def opened(self, channel: Channel) -> bool:
         """Count a connection; False when it is one too many."""
         self._open.add(channel)
-        count = self._peers[channel.peer] = self._peers.get(channel.peer, 0) + 1
+        every, each = map(self._tally.add, _counted(channel))
         CONNECTIONS.inc()
-        each = self.settings.connections_per_address
-        if len(self._open) > self.settings.connections or 0 < each < count:
+        limit = self.settings.connections_per_address
+        if every > self.settings.connections or 0 < limit < each:
             log.warning("too-many-connections", peer=channel.peer)
             return False
         return not self.closing
@@ -66,11 +75,8 @@ class HttpFactory(protocol.ServerFactory):
         self._open.discard(channel)
         if not self._open:
             self._empty.set()
-        left = self._peers[channel.peer] - 1
-        if left:
-            self._peers[channel.peer] = left
-        else:
-            del self._peers[channel.peer]
+        for key in _counted(channel):
+            self._tally.drop(key)
         CONNECTIONS.dec()
 
     async def shutdown(self, seconds: float) -> None:
@@ -87,3 +93,8 @@ class HttpFactory(protocol.ServerFactory):
                 await self._empty.wait()
         for channel in list(self._open):
             channel.abort()
+
+
+def _counted(channel: Channel) -> tuple[Hashable, Hashable]:
+    """Return what a connection counts as: one of all, one of its address."""
+    return "http", ("http", channel.peer)

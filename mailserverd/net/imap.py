@@ -6,7 +6,6 @@ TLS from the first octet is noticed on the transport itself.
 from __future__ import annotations
 
 import asyncio
-import collections
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,14 @@ from zope.interface import implementer
 
 from mailserverd.core import metrics
 from mailserverd.core.log import get_logger
+from mailserverd.core.tally import LocalTally
 from mailserverd.net.bridge import spawn
 from protocols.imap.server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from mailserverd.core.tally import Tally
     from mailserverd.net.tls import Certificates
     from protocols.imap.services import ImapServices, ImapSettings
     from protocols.imap.session import Session
@@ -34,10 +37,10 @@ FULL = b"* BYE [UNAVAILABLE] Too many connections\r\n"
 class ImapServer:
     """All IMAP connections of this process, whatever their listener."""
 
-    def __init__(self, services: ImapServices) -> None:
+    def __init__(self, services: ImapServices, tally: Tally | None = None) -> None:
         self.core = Server(services)
         self.connections: set[ImapProtocol] = set()
-        self.addresses: collections.Counter[str] = collections.Counter()
+        self._tally = tally or LocalTally()
         self._sweeper: asyncio.Task[None] | None = None
 
     @property
@@ -56,14 +59,14 @@ class ImapServer:
     def admit(self, connection: ImapProtocol) -> bool:
         """Count a new connection; False when there are too many."""
         self._sweeper = self._sweeper or spawn(self._sweep(), name="imap-sweep")
-        settings, peer = self.settings, connection.peer
+        settings, keys = self.settings, _counted(connection)
+        every, each = map(self._tally.add, keys)
         limit = settings.connections_per_address
-        if len(self.connections) >= settings.connections:
-            return False
-        if limit and self.addresses[peer] >= limit:
+        if every > settings.connections or 0 < limit < each:
+            for key in keys:
+                self._tally.drop(key)
             return False
         self.connections.add(connection)
-        self.addresses[peer] += 1
         CONNECTIONS.inc()
         return True
 
@@ -72,9 +75,8 @@ class ImapServer:
         if connection not in self.connections:
             return
         self.connections.discard(connection)
-        self.addresses[connection.peer] -= 1
-        if not self.addresses[connection.peer]:
-            del self.addresses[connection.peer]
+        for key in _counted(connection):
+            self._tally.drop(key)
         CONNECTIONS.dec()
 
     async def _sweep(self) -> None:
@@ -97,6 +99,11 @@ class ImapServer:
             await asyncio.wait(tasks, timeout=seconds)
         for connection in tuple(self.connections):
             connection.abort()
+
+
+def _counted(connection: ImapProtocol) -> tuple[Hashable, Hashable]:
+    """Return what a connection counts as: one of all, one of its address."""
+    return "imap", ("imap", connection.peer)
 
 
 class ImapFactory(protocol.Factory):

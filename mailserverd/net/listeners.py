@@ -15,7 +15,7 @@ from mailserverd.net import systemd
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from mailserverd.net.tls import Certificates
 
@@ -49,6 +49,60 @@ def sockets(address: str) -> list[socket.socket]:
         return [_bound(host.strip("[]"), int(port))]
     except OSError as error:
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
+
+
+class Shared:
+    """Listening sockets by address, of processes that all accept from them.
+
+    The supervisor binds them; whoever it forks has them, too, and new ones are sent.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, list[socket.socket]] = {}
+
+    def __contains__(self, address: object) -> bool:
+        return address in self._held
+
+    def bind(self, addresses: Iterable[str]) -> list[str]:
+        """Bind what is not yet bound, all or (ListenError) nothing; return what is new.
+
+        An address may stand there more than once.
+        """
+        fresh: list[str] = []
+        try:
+            for address in addresses:
+                if address not in self._held:
+                    self._held[address] = sockets(address)
+                    fresh.append(address)
+        except ListenError:
+            self.close(fresh)
+            raise
+        return fresh
+
+    def add(self, address: str, sock: socket.socket) -> None:
+        """Hold a socket that was sent."""
+        sock.setblocking(False)
+        self._held.setdefault(address, []).append(sock)
+
+    def listed(self, addresses: Iterable[str]) -> list[tuple[str, int]]:
+        """Return (address, descriptor) of each socket, to send them."""
+        return [(a, sock.fileno()) for a in addresses for sock in self._held[a]]
+
+    def take(self, address: str) -> list[socket.socket]:
+        """Return duplicates to serve and close; ListenError for an unknown address."""
+        if address not in self._held:
+            raise ListenError(f"no socket for {address}")
+        return [sock.dup() for sock in self._held[address]]
+
+    def close(self, addresses: Iterable[str]) -> None:
+        """Hold these no more."""
+        for address in addresses:
+            for sock in self._held.pop(address, ()):
+                sock.close()
+
+    def keep(self, addresses: Iterable[str]) -> None:
+        """Hold no others than these."""
+        self.close(self._held.keys() - set(addresses))
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import dataclasses
 import ipaddress
 from typing import TYPE_CHECKING
 
 from mailserverd.core.metrics import CONNECTIONS, DURATION, REQUESTS
+from mailserverd.core.tally import LocalTally
 from protocols.smtp import replies
 from protocols.smtp.session import Session
 from protocols.smtp.settings import Kind
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from prometheus_client import Counter
 
     from auth.people.authenticate import Authenticator
+    from mailserverd.core.tally import Tally
     from mailserverd.services.receive import Receive
     from mailserverd.services.submission import Submission
     from protocols.smtp.settings import SmtpSettings
@@ -50,6 +51,7 @@ class SmtpServer:
         services: Services,
         *,
         tls: Callable[[], ssl.SSLContext] | None = None,
+        tally: Tally | None = None,
     ) -> None:
         if kind is Kind.SUBMISSION and services.submission is None:
             raise ValueError("a submission listener needs the submission service")
@@ -58,7 +60,7 @@ class SmtpServer:
         self.services = services
         self.tls = tls
         self._sessions: set[Session] = set()
-        self._per_address: collections.Counter[str] = collections.Counter()
+        self._tally = tally or LocalTally()
         self._stopping = False
         self._empty = asyncio.Event()
         self._gauge = CONNECTIONS.labels(kind.value)
@@ -83,16 +85,13 @@ class SmtpServer:
 
     def enter(self, session: Session) -> Reply | None:
         """Count a connection; return the reply that refuses it, when one must."""
-        network = _network(session.peer_address)
         self._sessions.add(session)
-        self._per_address[network] += 1
+        every, each = map(self._tally.add, self._counted(session))
         self._gauge.inc()
         limit = self.settings.max_connections_per_address
         if self._stopping:
             return replies.SHUTTING_DOWN
-        if len(self._sessions) > self.settings.max_connections or (
-            limit and self._per_address[network] > limit
-        ):
+        if every > self.settings.max_connections or 0 < limit < each:
             return replies.TOO_MANY_CONNECTIONS
         return None
 
@@ -101,13 +100,16 @@ class SmtpServer:
         if session not in self._sessions:
             return
         self._sessions.discard(session)
-        network = _network(session.peer_address)
-        self._per_address[network] -= 1
-        if not self._per_address[network]:
-            del self._per_address[network]
+        for key in self._counted(session):
+            self._tally.drop(key)
         self._gauge.dec()
         if not self._sessions:
             self._empty.set()
+
+    def _counted(self, session: Session) -> tuple[Hashable, Hashable]:
+        """Return what a session counts as: one of all, one of its network."""
+        kind = self.kind.value
+        return kind, (kind, _network(session.peer_address))
 
     async def drain(self) -> None:
         """Let messages on their way end, then close everything.
