@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from storage.model import ViewDelta
 
 FIRST = 250  # rows read on the loop
-CHUNK = 1000
+CHUNK = 5000
 
 
 async def load_view(store: MetadataStore, access: Access, mailbox_id: int) -> View:
@@ -25,13 +25,13 @@ async def load_view(store: MetadataStore, access: Access, mailbox_id: int) -> Vi
     """
     head = await store.read(access, messages.view_head, (mailbox_id, FIRST))
     view = messages.make_view(mailbox_id, head)
-    messages.extend_view(view, head.rows)
+    messages.extend_view(view, head)
     chunk, limit, torn = head, FIRST, False
-    while len(chunk.rows) == limit:
+    while len(chunk.uids) == limit:
         limit = CHUNK
         args = (mailbox_id, view.uids[-1], limit)
         chunk = await store.read(access, messages.view_chunk, args)
-        messages.extend_view(view, chunk.rows)
+        messages.extend_view(view, chunk)
         torn = torn or chunk.highestmodseq != head.highestmodseq
     if torn:
         args_since = (mailbox_id, head.highestmodseq)

@@ -6,10 +6,11 @@ import dataclasses
 from array import array
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, literal, select
+from sqlalchemy import and_, func, literal, select
 
 from storage.metadata import boxes
 from storage.metadata.accounts import read_floor, read_state
+from storage.metadata.packed import Packed, numbers, unpacked
 from storage.metadata.sql import Greater, InIds, Sql, ids, inline, p
 from storage.metadata.tables import (
     BLOB,
@@ -48,13 +49,15 @@ _seen_row = (
     (_es.system + _me.deleted * DELETED_BIT).label("bits"),
     _es.keywords,
 )
-VIEW = Sql(
+_seen = (
     select(*_seen_row)
     .select_from(_members)
     .where(_in_box, _me.uid > p("after"))
     .order_by(_me.uid)
     .limit(p("n"))
+    .subquery()
 )
+VIEW = Sql(select(func.count(), *map(Packed, _seen.c)).select_from(_seen))
 CHANGED = Sql(
     select(*_seen_row)
     .select_from(EMAIL_STATE.join(MAILBOX_EMAIL, _state_of_member))
@@ -81,13 +84,30 @@ SOME_CHANGED = Sql(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ViewChunk:
-    """A part of a view: what follows ``after``, and the mailbox as it stood then."""
+    """A part of a view: what follows ``after``, and the mailbox as it stood then.
+
+    Columns in uid order, with the type codes of ``View``; ``bits`` are those of its
+    flags, ``keywords`` joined ones by position, where there are any.
+    """
 
     uidvalidity: int
     uidnext: int
     highestmodseq: int
     messages: int
-    rows: list[tuple[Any, ...]]  # uid, email id, modseq, bits, keywords joined
+    uids: array[int]
+    email_ids: array[int]
+    modseqs: array[int]
+    bits: array[int]
+    keywords: dict[int, str]
+
+    @property
+    def rows(self) -> list[tuple[int, int, int, int, str]]:
+        """The same by message: (uid, email id, modseq, bits, keywords joined)."""
+        columns = (self.uids, self.email_ids, self.modseqs, self.bits)
+        return [
+            (*row, self.keywords.get(position, ""))
+            for position, row in enumerate(zip(*columns, strict=True))
+        ]
 
 
 @inline
@@ -100,8 +120,20 @@ def view_chunk(tx: Tx, account: int, args: tuple[int, int, int]) -> ViewChunk:
     """Return rows with uid > after: (mailbox_id, after, limit); NOT_FOUND."""
     mailbox_id, after, limit = args
     box = boxes.get(tx, account, mailbox_id)
-    rows = tx.all(VIEW, {"a": account, "box": mailbox_id, "after": after, "n": limit})
-    return ViewChunk(box[6], box[7], box[8], box[12], rows)
+    params = {"a": account, "box": mailbox_id, "after": after, "n": limit}
+    row = tx.one(VIEW, params) or (0, *[None] * 5)
+    words = unpacked(row[5])
+    return ViewChunk(
+        box[6],
+        box[7],
+        box[8],
+        box[12],
+        numbers("I", row[1]),
+        numbers("Q", row[2]),
+        numbers("Q", row[3]),
+        numbers("I", row[4]),
+        {n: word for n, word in enumerate(words) if word} if any(words) else {},
+    )
 
 
 def make_view(mailbox_id: int, head: ViewChunk) -> View:
@@ -119,27 +151,22 @@ def make_view(mailbox_id: int, head: ViewChunk) -> View:
     )
 
 
-def extend_view(view: View, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Append rows in uid order; ``view.keyword_sets`` grows as needed."""
-    if not rows:
+def extend_view(view: View, chunk: ViewChunk) -> None:
+    """Append a chunk in uid order; ``view.keyword_sets`` grows as needed."""
+    first = len(view.flags)
+    view.uids.extend(chunk.uids)
+    view.email_ids.extend(chunk.email_ids)
+    view.modseqs.extend(chunk.modseqs)
+    view.flags.extend(chunk.bits)
+    if not chunk.keywords:
         return
-    uids, email_ids, modseqs, bits, words = zip(*rows, strict=True)
-    view.uids.extend(uids)
-    view.email_ids.extend(email_ids)
-    view.modseqs.extend(modseqs)
-    if not any(words):
-        view.flags.extend(bits)
-        return
-    numbers = {" ".join(known): n for n, known in enumerate(view.keyword_sets, 1)}
-    numbers[""] = 0
-    for fresh in dict.fromkeys(words):
-        if fresh not in numbers:
+    known = {" ".join(words): n for n, words in enumerate(view.keyword_sets, 1)}
+    for fresh in dict.fromkeys(chunk.keywords.values()):
+        if fresh not in known:
             view.keyword_sets.append(tuple(fresh.split()))
-            numbers[fresh] = len(view.keyword_sets)
-    view.flags.extend(
-        bit | numbers[word] << KEYWORD_SHIFT
-        for bit, word in zip(bits, words, strict=True)
-    )
+            known[fresh] = len(view.keyword_sets)
+    for position, word in chunk.keywords.items():
+        view.flags[first + position] |= known[word] << KEYWORD_SHIFT
 
 
 @inline

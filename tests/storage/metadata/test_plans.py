@@ -43,6 +43,7 @@ MODULES = (
 KNOWN = {  # what may scan or sort, and why
     "blobs.DROP_KEPT": "uploads of one day, and only when an account has too many",
     "messages.CHANGED": "what changed is told by uid",
+    "messages.VIEW": "aggregates its own rows, which the index brings in order",
     "messages.VANISHED": "tombstones are kept by modseq, told by uid",
     "threads.EMAILS": "a handful of emails each",
     "query_filter.ELSEWHERE": "a look at the whole account, off the loop",
