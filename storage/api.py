@@ -150,19 +150,25 @@ class SegmentStore(BlobStore, Protocol):
     async def list_blobs(self, segment: int) -> list[BlobRef]:
         """Return the refs of all records in a segment, damaged ones too."""
 
-    async def rewrite(self, refs: Iterable[BlobRef]) -> dict[BlobRef, BlobRef]:
+    async def rewrite(
+        self, refs: Iterable[BlobRef], rate: int = 0
+    ) -> dict[BlobRef, BlobRef]:
         """Copy live records into new segments; return old -> new, durable.
 
-        Damaged records are missing from the result: their segment must stay.
+        Damaged records are missing from the result: their segment must stay.  With a
+        ``rate`` at most so many octets are copied per second.
         """
 
     async def remove_segment(self, segment: int) -> None:
         """Remove a sealed segment; INVALID for one that is still written."""
 
+    async def verify_segment(self, segment: int) -> SegmentReport:
+        """Read a whole segment and compare checksums and hashes."""
+
     async def verify(
         self, progress: Callable[[SegmentReport, int], None] | None = None
     ) -> list[SegmentReport]:
-        """Read everything and compare checksums and hashes.
+        """Do so with every segment.
 
         ``progress(report, of)`` is called after each segment with the number of
         segments there are.

@@ -174,6 +174,18 @@ class Layout:
         number = self.next_number(max(self.numbers(), default=0) + 1)
         os.pwrite(self._allocate, b"%010d\n" % number, 0)
 
+    def keep_number(self) -> None:
+        """Make the next number durable, before a file that would tell it goes.
+
+        Databases refuse rows that point into a removed segment: a new one of the
+        same number could take no mail.
+        """
+        fd = self.files.open(os.path.join(self.directory, "allocate"), write=True)
+        try:
+            self.files.sync(fd)
+        finally:
+            self.files.close(fd)
+
     def claim(self, segment: int) -> int:
         """Open an ``.open`` file that no living process writes; -1 otherwise."""
         fd = self.files.open(self.path(segment, OPEN), write=True)

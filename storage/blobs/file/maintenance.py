@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from typing import TYPE_CHECKING
 
 from mailserverd.core.errors import Kind, MailError
@@ -24,13 +26,14 @@ from storage.segments import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from storage.blobs.file.appender import Appender
     from storage.model import BlobRef
 
 log = get_logger("blobs")
 _CHUNK = 1 << 20
+_STEP = 0.02  # seconds: shorter pauses are not worth their call
 
 
 class Maintenance:
@@ -107,16 +110,18 @@ class Maintenance:
 
     # --- rewrite and remove ---
 
-    def rewrite(self, refs: Iterable[BlobRef]) -> dict[BlobRef, BlobRef]:
+    def rewrite(self, refs: Iterable[BlobRef], rate: int = 0) -> dict[BlobRef, BlobRef]:
         """Copy records into one new sealed segment; return old -> new, durable.
 
-        What is damaged is left out (and logged): its segment must stay.
+        What is damaged is left out (and logged): its segment must stay.  ``rate`` is
+        how many octets per second may be copied at most, 0: any.
         """
-        sound = [r for r in sorted(refs, key=_place) if self._is_sound(r)]
-        if not sound:
-            return {}
-        copies = self._appender.write_sealed(self._payloads(sound))
-        return dict(zip(sound, copies, strict=True))
+        sound: list[BlobRef] = []
+        payloads = _slowly(self._payloads(sorted(refs, key=_place), sound), rate)
+        for first in payloads:  # a segment of nothing is none
+            copies = self._appender.write_sealed(itertools.chain((first,), payloads))
+            return dict(zip(sound, copies, strict=True))
+        return {}
 
     def _is_sound(self, ref: BlobRef) -> bool:
         try:
@@ -130,8 +135,14 @@ class Maintenance:
             return False
         return True
 
-    def _payloads(self, refs: Sequence[BlobRef]) -> Iterator[Payload]:
+    def _payloads(
+        self, refs: Iterable[BlobRef], sound: list[BlobRef]
+    ) -> Iterator[Payload]:
+        """Yield what lies at ``refs`` and is whole; note which in ``sound``."""
         for ref in refs:
+            if not self._is_sound(ref):
+                continue
+            sound.append(ref)
             with self._reader.using(ref.segment) as fd:
                 header = self._files.read(fd, RECORD_HEADER, ref.offset)
                 record = check_header(header, ref)
@@ -151,6 +162,7 @@ class Maintenance:
         if numbers.get(segment) != SEALED or segment == max(numbers):
             raise MailError(Kind.INVALID, f"segment {segment} cannot be removed")
         path = self._layout.path
+        self._layout.keep_number()
         self._files.rename(path(segment, SEALED), path(segment, GONE))
         # Before its blocks go: a cut must not leave its old name with half of it.
         self._files.sync_directory(self._layout.directory)
@@ -169,6 +181,17 @@ class _Chunks:
     def __iter__(self) -> Iterator[bytes]:
         for offset in range(self._start, self._end, _CHUNK):
             yield self._read_at(offset, min(_CHUNK, self._end - offset))
+
+
+def _slowly(payloads: Iterable[Payload], rate: int) -> Iterator[Payload]:
+    """Hand on payloads, so that at most ``rate`` octets per second are written."""
+    began, octets = time.monotonic(), 0
+    for payload in payloads:
+        octets += RECORD_HEADER + payload.length
+        yield payload
+        ahead = octets / rate - (time.monotonic() - began) if rate else 0.0
+        if ahead > _STEP:
+            time.sleep(ahead)
 
 
 def _named(read_at: ReadAt, store: bytes, item: Found | Damage) -> Found | None:

@@ -137,6 +137,7 @@ def give_back(layout: Layout, number: int, step: int) -> bool:
         if left > 0:
             os.truncate(path, left)
             return False
+        os.truncate(path, 0)  # other processes may have it open for a while
         layout.files.remove(path)
     except FileNotFoundError:
         pass

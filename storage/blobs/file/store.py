@@ -286,12 +286,15 @@ class FileBlobStore:
         """Return the refs of all records in a segment."""
         return await self._run(_told, self._maintenance.blobs, segment)
 
-    async def rewrite(self, refs: Iterable[BlobRef]) -> dict[BlobRef, BlobRef]:
+    async def rewrite(
+        self, refs: Iterable[BlobRef], rate: int = 0
+    ) -> dict[BlobRef, BlobRef]:
         """Copy live records into one new segment; return old -> new, durable.
 
-        Damaged records are missing from the result: their segment must stay.
+        Damaged records are missing from the result: their segment must stay.  With a
+        ``rate`` at most so many octets are copied per second.
         """
-        return await self._run(_told, self._maintenance.rewrite, refs)
+        return await self._run(_told, self._maintenance.rewrite, refs, rate)
 
     async def remove_segment(self, segment: int) -> None:
         """Remove a sealed segment, giving its blocks back step by step.
@@ -304,18 +307,22 @@ class FileBlobStore:
             done = await self._run(give_back, self._layout, segment, _GIVE_BACK)
             await asyncio.sleep(0 if done else _PAUSE)
 
+    async def verify_segment(self, segment: int) -> SegmentReport:
+        """Read a whole segment and compare every checksum and hash."""
+        return await self._run(_told, self._maintenance.verify, segment)
+
     async def verify(
         self, progress: Callable[[SegmentReport, int], None] | None = None
     ) -> list[SegmentReport]:
-        """Read everything and compare checksums and hashes.
+        """Do so with every segment; returns one report per segment.
 
         ``progress(report, of)`` is called after each segment with the number of
-        segments there are.  Returns one report per segment.
+        segments there are.
         """
         known = await self.segments()
         reports = []
         for info in known:
-            report = await self._run(_told, self._maintenance.verify, info.segment)
+            report = await self.verify_segment(info.segment)
             reports.append(report)
             if progress:
                 progress(report, len(known))

@@ -269,3 +269,5 @@ def test_a_removed_segment_is_renamed_for_good_before_its_blocks_go(tmp_path):
     renamed = files.log.index(gone)
     following = [op[0] for op in files.log[renamed : renamed + 3]]
     assert following == ["rename", "sync-directory", "remove"]
+    # Before that, its number is given up for good: what is new gets another.
+    assert files.log[renamed - 1] == ("sync", str(tmp_path / "allocate"))
