@@ -34,7 +34,10 @@ class Server:
         "Where databases, blobs, indexes, locks and the control socket live",
     )
     workers: int = option(
-        kinds.integer(1, 1), 1, "Processes; this release runs in one process"
+        kinds.integer(0, 256),
+        1,
+        "Processes that serve; 0: one per core. With more than one, another two "
+        "supervise them and work in the background",
     )
     allow_root: bool = option(
         kinds.boolean, False, "Whether the daemon may run as root (tests only)"
@@ -53,6 +56,11 @@ class Server:
         "",
         "Base of the URLs in the JMAP session; empty: from the request's Host",
     )
+
+    @property
+    def processes(self) -> int:
+        """How many processes serve."""
+        return self.workers or len(os.sched_getaffinity(0))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,9 +78,13 @@ async def database_size(url: str) -> int:
     return size
 
 
-async def open_blobs(url: str, clock: Clock) -> SegmentStore:
-    """Open a blob store, and recover what a crash left."""
-    blobs: SegmentStore = await constructor("blobs", url)(url, clock)
+async def open_blobs(url: str, clock: Clock, *, exclusive: bool = True) -> SegmentStore:
+    """Open a blob store, and recover what a crash left.
+
+    Not ``exclusive``: other processes of this node may write there, too.
+    """
+    opening = constructor("blobs", url)
+    blobs: SegmentStore = await opening(url, clock, exclusive=exclusive)
     return blobs
 
 

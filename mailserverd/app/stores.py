@@ -18,6 +18,7 @@ from storage.engines import (
     open_blobs,
     open_database,
 )
+from storage.metadata.owner.shared import Share, SharedDatabase
 from storage.metadata.shards import Shards
 
 if TYPE_CHECKING:
@@ -93,19 +94,60 @@ async def make_missing(settings: Settings, clock: Clock) -> None:
                 await accept(settings.storage.directory, url, name, clock)
 
 
-async def open_stores(settings: Settings, clock: Clock) -> Stores:
+class Alone:
+    """How the one process of a daemon opens what is stored: it owns all of it."""
+
+    exclusive = True  # nobody else writes blobs
+
+    async def __call__(self, url: str, kind: str, clock: Clock, name: str) -> Database:
+        """Open a database."""
+        return await open_database(url, kind, clock, name=name)
+
+
+class Together:
+    """How one of several processes opens it; see ``SharedDatabase``.
+
+    The workers are the preferred owners of the databases, turn by turn; any other
+    process is no candidate and has no ``worker`` number.
+    """
+
+    exclusive = False
+
+    def __init__(self, settings: Settings, run_dir: pathlib.Path, worker: int) -> None:
+        names = [name for name, _, _ in databases(settings)]
+        self._turns = {name: number for number, name in enumerate(names)}
+        self._run_dir = run_dir
+        self._workers = settings.server.processes
+        self._worker = worker
+
+    async def __call__(self, url: str, kind: str, clock: Clock, name: str) -> Database:
+        """Open a database with the others."""
+        share = Share(
+            self._run_dir,
+            prefer=self._turns[name] % self._workers == self._worker,
+            candidate=self._worker >= 0,
+        )
+        return await SharedDatabase.open(url, kind, clock, name=name, share=share)
+
+
+ALONE = Alone()
+
+
+async def open_stores(
+    settings: Settings, clock: Clock, opening: Alone | Together = ALONE
+) -> Stores:
     """Open everything; UNAVAILABLE, saying what to do, when something is not right.
 
     A shard that cannot be reached is waited for; the directory and the queue are not.
     """
 
     async def opened(name: str, kind: str, url: str) -> Database:
-        database = await open_database(url, kind, clock, name=name)
+        database = await opening(url, kind, clock, name)
         stack.push_async_callback(database.close)
         return database
 
     async def open_shard(name: str, url: str) -> Database:
-        return await open_database(url, "shard", clock, name=name)
+        return await opening(url, "shard", clock, name)
 
     (_, _, directory_url), *shard_urls, (_, _, queue_url) = databases(settings)
     async with contextlib.AsyncExitStack() as stack:
@@ -118,7 +160,9 @@ async def open_stores(settings: Settings, clock: Clock) -> Stores:
             stack.push_async_callback(database.close)
         directory = Directory(directory_db, clock, [db.uuid for db in shard_dbs])
         await directory.start()
-        blobs = await open_blobs(settings.storage.blobs, clock)
+        blobs = await open_blobs(
+            settings.storage.blobs, clock, exclusive=opening.exclusive
+        )
         stack.pop_all()
     return Stores(
         directory_db,

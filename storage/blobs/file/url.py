@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from storage.blobs.file.store import FileBlobStore
+from storage.blobs.file.store import FileBlobStore, Options
 
 if TYPE_CHECKING:
     from mailserverd.core.ports import Clock
@@ -16,9 +16,10 @@ def path_of(url: str) -> str:
     return url.partition("://")[2]
 
 
-async def open_blobs(url: str, clock: Clock) -> FileBlobStore:
+async def open_blobs(url: str, clock: Clock, *, exclusive: bool) -> FileBlobStore:
     """Open the store, and recover what a crash left."""
-    return await FileBlobStore.open(path_of(url), clock=clock)
+    options = Options(exclusive=exclusive)
+    return await FileBlobStore.open(path_of(url), options, clock=clock)
 
 
 async def size_of(url: str) -> int:
