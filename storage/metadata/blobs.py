@@ -17,7 +17,7 @@ from storage.metadata.accounts import read_state
 from storage.metadata.deliver import add_blob
 from storage.metadata.messages import BLOB_COLUMNS
 from storage.metadata.retired import open_to
-from storage.metadata.sql import Sql, inline, p
+from storage.metadata.sql import Sql, inline, p, total
 from storage.metadata.tables import BLOB, BLOB_OWNER, EMAIL, OWNER_UPLOAD
 from storage.model import BlobRef
 
@@ -50,7 +50,7 @@ ADD_UPLOAD = Sql(
     tuple(BLOB_OWNER.c.keys()),
 )
 UPLOADED = Sql(
-    select(func.count(), func.coalesce(func.sum(_b.size), 0))
+    select(func.count(), total(_b.size))
     .select_from(BLOB_OWNER.join(BLOB, _o.hash == _b.hash))
     .where(_o.account_id == p("a"), _o.expires > 0, _o.expires > p("now"))
 )

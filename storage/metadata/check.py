@@ -17,7 +17,7 @@ from storage.metadata.check_sql import (
     RULES,
     SHARD_RULES,
 )
-from storage.metadata.sql import Sql, heavy, p
+from storage.metadata.sql import Sql, heavy, p, total
 from storage.metadata.tables import (
     ACCOUNT,
     EMAIL_STATE,
@@ -42,14 +42,14 @@ _unread = and_(_me.deleted == 0, _es.system.op("&")(SEEN | DRAFT) == 0)
 
 
 def _count(condition: Any) -> Any:
-    return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
+    return total(case((condition, 1), else_=0))
 
 
 _counts = (
     func.count(),
     _count(_es.system.op("&")(SEEN) == 0),
     _count(_me.deleted == 1),
-    func.coalesce(func.sum(_es.size), 0),
+    total(_es.size),
     _count(_me.deleted == 0),
     _count(_unread),
 )
@@ -77,11 +77,7 @@ THREADS_KEPT = Sql(
         _mt.account_id == p("a")
     )
 )
-USED = Sql(
-    select(func.count(), func.coalesce(func.sum(_es.size), 0)).where(
-        _es.account_id == p("a")
-    )
-)
+USED = Sql(select(func.count(), total(_es.size)).where(_es.account_id == p("a")))
 DROP_THREADS = Sql(delete(MAILBOX_THREAD).where(_mt.account_id == p("a")))
 ADD_THREADS = Sql(
     insert(MAILBOX_THREAD).from_select(

@@ -18,8 +18,9 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
-    Text,
 )
+
+from storage.metadata.column_types import Text
 
 COMMON = MetaData()
 

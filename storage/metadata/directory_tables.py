@@ -14,9 +14,10 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
-    Text,
     text,
 )
+
+from storage.metadata.column_types import Text
 
 DIRECTORY = MetaData()
 

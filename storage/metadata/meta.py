@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, Table
 
 from mailserverd.core.errors import Kind, MailError
+from storage.metadata.column_types import Text
 
 if TYPE_CHECKING:
     import sqlite3

@@ -15,9 +15,10 @@ from sqlalchemy import (
     MetaData,
     SmallInteger,
     Table,
-    Text,
     text,
 )
+
+from storage.metadata.column_types import RowId, Text
 
 QUEUE = MetaData()
 
@@ -58,7 +59,7 @@ BLOB = Table(
 MESSAGE = Table(
     "queue_message",
     QUEUE,
-    Column("message", Integer, primary_key=True, autoincrement=False),
+    Column("message", RowId, primary_key=True, autoincrement=False),
     Column("key", LargeBinary, nullable=True),  # of the submission; NULL: none
     Column("hash", LargeBinary, nullable=False),
     _text("reverse_path"),

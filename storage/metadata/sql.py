@@ -7,12 +7,14 @@ constant and a unit of work only binds parameters.
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import orjson
-from sqlalchemy import BindParameter, ColumnElement, bindparam
+from sqlalchemy import BindParameter, ColumnElement, bindparam, cast, func
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import BigInteger, Boolean
@@ -23,6 +25,22 @@ if TYPE_CHECKING:
 
 SQLITE = sqlite.dialect(paramstyle="named")
 BOUND = re.compile(r"(?<!:):(\w+)|__\[POSTCOMPILE_(\w+)\]")
+ARRAY = re.compile(r"(?<!:):(\w+)::\w+\[\]")
+
+
+class PgSql(NamedTuple):
+    """A statement for PostgreSQL: ``$1`` stands for the first of ``names``.
+
+    ``arrays`` are the names that ``InIds`` binds; ``values`` takes parameters by
+    name and returns them by place.
+    """
+
+    text: str
+    names: tuple[str, ...]
+    arrays: frozenset[str]
+    returns: bool  # rows
+    writes: bool
+    values: Callable[[Any], tuple[Any, ...]]
 
 
 class Sql:
@@ -33,12 +51,13 @@ class Sql:
     ``c.state == "queued"``) are rendered into the text.
     """
 
-    __slots__ = ("_clause", "_columns", "_sqlite")
+    __slots__ = ("_clause", "_columns", "_postgresql", "_sqlite")
 
     def __init__(self, clause: ClauseElement, columns: Sequence[str] = ()) -> None:
         self._clause = clause
         self._columns = list(columns) or None
         self._sqlite = ""
+        self._postgresql: PgSql | None = None
 
     @property
     def sqlite(self) -> str:
@@ -46,6 +65,13 @@ class Sql:
         if not self._sqlite:
             self._sqlite = _compile(self._clause, self._columns, SQLITE)
         return self._sqlite
+
+    @property
+    def postgresql(self) -> PgSql:
+        """The text for PostgreSQL, with ``$1`` parameters and their types."""
+        if self._postgresql is None:
+            self._postgresql = _numbered(self._clause, self._columns)
+        return self._postgresql
 
 
 class Insert(Sql):
@@ -67,28 +93,76 @@ class Insert(Sql):
             self._sqlite = BOUND.sub("?", text)
         return self._sqlite
 
+    @property
+    def postgresql(self) -> PgSql:
+        """The text for PostgreSQL, with ``$1`` for the first column."""
+        if self._postgresql is None:
+            found = _numbered(self._clause, self._columns)
+            if list(found.names) != self._columns:
+                raise ValueError(f"columns are not in the table's order: {found.names}")
+            self._postgresql = found
+        return self._postgresql
+
 
 def _compile(clause: ClauseElement, columns: list[str] | None, dialect: Dialect) -> str:
     compiled: Any = clause.compile(dialect=dialect, column_keys=columns)
     required = {name for name, bind in compiled.binds.items() if bind.required}
     constants = {
-        name: _literal(value)
+        name: _literal(value, dialect.name)
         for name, value in compiled.construct_params(_check=False).items()
         if name not in required
     }
     return BOUND.sub(lambda m: constants.get(m[1] or m[2], m[0]), str(compiled))
 
 
-def _literal(value: object) -> str:
+@functools.cache
+def _postgresql() -> Dialect:
+    """Return the dialect that writes the type of each parameter: ``:n::BIGINT``."""
+    from sqlalchemy.dialects.postgresql import asyncpg  # noqa: PLC0415 - if used at all
+
+    make: Any = asyncpg.dialect
+    dialect: Dialect = make(paramstyle="named")
+    return dialect
+
+
+def _numbered(clause: ClauseElement, columns: list[str] | None) -> PgSql:
+    text = _compile(clause, columns, _postgresql())
+    numbers: dict[str, str] = {}
+    for match in BOUND.finditer(text):
+        numbers.setdefault(match[1], f"${len(numbers) + 1}")
+    names = tuple(numbers)
+    arrays = frozenset(match[1] for match in ARRAY.finditer(text))
+    writes = bool(getattr(clause, "is_dml", False))
+    returns = not writes or bool(getattr(clause, "_returning", ()))
+    numbered = BOUND.sub(lambda match: numbers[match[1]], text)
+    return PgSql(numbered, names, arrays, returns, writes, _by_place(names, arrays))
+
+
+def _by_place(
+    names: tuple[str, ...], arrays: frozenset[str]
+) -> Callable[[Any], tuple[Any, ...]]:
+    """Return what turns parameters by name into a tuple."""
+    if arrays:
+        return lambda params: tuple(
+            orjson.loads(params[name]) if name in arrays else params[name]
+            for name in names
+        )
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda params: tuple(params[name] for name in names)
+
+
+def _literal(value: object, dialect: str) -> str:
     match value:
         case None:
             return "NULL"
         case bool() | int():
             return str(int(value))
         case list() | tuple():  # of column.in_(...)
-            return ", ".join(map(_literal, value)) or "SELECT 1 WHERE 1 = 0"
+            each = (_literal(one, dialect) for one in value)
+            return ", ".join(each) or "SELECT 1 WHERE 1 = 0"
         case bytes():
-            return f"X'{value.hex()}'"
+            return f"X'{value.hex()}'" if dialect == "sqlite" else f"'\\x{value.hex()}'"
         case _:
             return "'" + str(value).replace("'", "''") + "'"
 
@@ -96,6 +170,11 @@ def _literal(value: object) -> str:
 def p(name: str) -> BindParameter[Any]:
     """A parameter that the unit binds under ``name``."""
     return bindparam(name)
+
+
+def total(value: Any) -> ColumnElement[int]:
+    """The sum of a column, 0 of no rows: PostgreSQL's own would be a Decimal."""
+    return cast(func.coalesce(func.sum(value), 0), BigInteger)
 
 
 class InIds(ColumnElement[bool]):
@@ -126,8 +205,9 @@ def _in_ids_sqlite(element: InIds, compiler: Any, **kwargs: Any) -> str:
 @compiles(InIds, "postgresql")
 def _in_ids_postgresql(element: InIds, compiler: Any, **kwargs: Any) -> str:
     column = compiler.process(element.column, **kwargs)
-    name = compiler.process(bindparam(element.name), **kwargs)
-    return f"{column} = ANY ({name})"
+    kind = compiler.dialect.type_compiler_instance.process(element.column.type)
+    kind = kind.partition(" ")[0]  # without a collation
+    return f"{column} = ANY (:{element.name}::{kind}[])"
 
 
 class Greater(ColumnElement[int]):
@@ -171,4 +251,14 @@ def inline(work: Marked) -> Marked:
 def heavy(work: Marked) -> Marked:
     """Mark a writing unit that may touch thousands of rows: it runs in a thread."""
     work.heavy = True  # type: ignore[attr-defined] # a mark the engines look for
+    return work
+
+
+def several(work: Marked) -> Marked:
+    """Mark a writing unit that touches other accounts than its own.
+
+    An engine that lets the units of a batch advance side by side lets nothing
+    advance beside it; the same holds for units of account 0.
+    """
+    work.several = True  # type: ignore[attr-defined] # a mark the engines look for
     return work

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
-from mailserverd.core.metrics import counter, histogram
+from storage.metadata.counters import COMMIT_SECONDS, COMMITS, LOST, UNITS
 from storage.metadata.lease import Lease
 from storage.metadata.meta import EMPTY, check_meta, read_meta
 from storage.metadata.sqlite_file import (
@@ -42,11 +42,6 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 R = TypeVar("R")
 log = get_logger("storage")
-
-COMMITS = counter("metadata_commits", "Commits, each one sync", ("database",))
-UNITS = counter("metadata_units", "Units of work committed", ("database",))
-LOST = counter("metadata_batches_lost", "Batches rolled back as a whole", ("database",))
-COMMIT_SECONDS = histogram("metadata_commit_seconds", "Time of one commit")
 
 MAX_HOLD = 0.008  # seconds of statements on the loop before a batch is committed
 CLOSE_WAITS = 200  # ms that closing waits for other processes' readers

@@ -17,10 +17,11 @@ from sqlalchemy import (
     MetaData,
     SmallInteger,
     Table,
-    Text,
     event,
     text,
 )
+
+from storage.metadata.column_types import Text
 
 SHARD = MetaData()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from storage.metadata.column_types import Text
+
 revision = "0001"
 down_revision = None
 needs = 1
@@ -25,10 +27,10 @@ def _account() -> None:
     op.create_table(
         "account",
         sa.Column("account_id", sa.Integer(), nullable=False),
-        sa.Column("address", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("address", Text, nullable=False),
+        sa.Column("name", Text, nullable=False),
         sa.Column("shard", sa.LargeBinary(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("state", Text, nullable=False),
         sa.Column("admin", sa.Integer(), nullable=False),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
@@ -49,7 +51,7 @@ def _address() -> None:
     op.create_table(
         "address",
         sa.Column("domain_id", sa.Integer(), nullable=False),
-        sa.Column("local", sa.Text(), nullable=False),
+        sa.Column("local", Text, nullable=False),
         sa.Column("account_id", sa.Integer(), nullable=True),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("domain_id", "local"),
@@ -63,9 +65,9 @@ def _alias_target() -> None:
     op.create_table(
         "alias_target",
         sa.Column("domain_id", sa.Integer(), nullable=False),
-        sa.Column("local", sa.Text(), nullable=False),
+        sa.Column("local", Text, nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
-        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("target", Text, nullable=False),
         sa.Column("send_as", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("domain_id", "local", "position"),
         sqlite_with_rowid=False,
@@ -78,9 +80,9 @@ def _credential() -> None:
         "credential",
         sa.Column("credential_id", sa.Integer(), nullable=False),
         sa.Column("account_id", sa.Integer(), nullable=False),
-        sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("hash", sa.Text(), nullable=False),
+        sa.Column("kind", Text, nullable=False),
+        sa.Column("name", Text, nullable=False),
+        sa.Column("hash", Text, nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("credential_id"),
@@ -104,11 +106,11 @@ def _dkim_key() -> None:
     op.create_table(
         "dkim_key",
         sa.Column("domain_id", sa.Integer(), nullable=False),
-        sa.Column("selector", sa.Text(), nullable=False),
-        sa.Column("algorithm", sa.Text(), nullable=False),
-        sa.Column("pem", sa.Text(), nullable=False),
-        sa.Column("txt", sa.Text(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("selector", Text, nullable=False),
+        sa.Column("algorithm", Text, nullable=False),
+        sa.Column("pem", Text, nullable=False),
+        sa.Column("txt", Text, nullable=False),
+        sa.Column("state", Text, nullable=False),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("domain_id", "selector"),
         sqlite_with_rowid=False,
@@ -119,8 +121,8 @@ def _domain() -> None:
     op.create_table(
         "domain",
         sa.Column("domain_id", sa.Integer(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("postmaster", sa.Text(), nullable=False),
+        sa.Column("name", Text, nullable=False),
+        sa.Column("postmaster", Text, nullable=False),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("domain_id"),
         sa.UniqueConstraint("name"),

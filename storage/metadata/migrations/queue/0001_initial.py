@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from storage.metadata.column_types import RowId, Text
+
 revision = "0001"
 down_revision = None
 needs = 1
@@ -39,7 +41,7 @@ def _acceptance_target() -> None:
     op.create_table(
         "acceptance_target",
         sa.Column("acceptance", sa.LargeBinary(), nullable=False),
-        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("target", Text, nullable=False),
         sa.Column("payload", sa.LargeBinary(), nullable=False),
         sa.Column("applied", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("acceptance", "target"),
@@ -73,19 +75,19 @@ def _blob() -> None:
 def _queue_message() -> None:
     op.create_table(
         "queue_message",
-        sa.Column("message", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("message", RowId, autoincrement=False, nullable=False),
         sa.Column("key", sa.LargeBinary(), nullable=True),
         sa.Column("hash", sa.LargeBinary(), nullable=False),
-        sa.Column("reverse_path", sa.Text(), nullable=False),
+        sa.Column("reverse_path", Text, nullable=False),
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("expires", sa.BigInteger(), nullable=False),
         sa.Column("account", sa.BigInteger(), nullable=False),
         sa.Column("smtputf8", sa.SmallInteger(), nullable=False),
-        sa.Column("body", sa.Text(), nullable=False),
-        sa.Column("ret", sa.Text(), nullable=False),
-        sa.Column("envid", sa.Text(), nullable=False),
-        sa.Column("message_id", sa.Text(), nullable=False),
-        sa.Column("origin", sa.Text(), nullable=False),
+        sa.Column("body", Text, nullable=False),
+        sa.Column("ret", Text, nullable=False),
+        sa.Column("envid", Text, nullable=False),
+        sa.Column("message_id", Text, nullable=False),
+        sa.Column("origin", Text, nullable=False),
         sa.Column("open", sa.BigInteger(), nullable=False),
         sa.Column("finished", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("message"),
@@ -100,19 +102,19 @@ def _queue_recipient() -> None:
         "queue_recipient",
         sa.Column("message", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("position", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("address", sa.Text(), nullable=False),
-        sa.Column("domain", sa.Text(), nullable=False),
-        sa.Column("notify", sa.Text(), nullable=False),
-        sa.Column("orcpt", sa.Text(), nullable=False),
+        sa.Column("address", Text, nullable=False),
+        sa.Column("domain", Text, nullable=False),
+        sa.Column("notify", Text, nullable=False),
+        sa.Column("orcpt", Text, nullable=False),
         sa.Column("state", sa.SmallInteger(), nullable=False),
         sa.Column("due", sa.BigInteger(), nullable=True),
         sa.Column("attempts", sa.BigInteger(), nullable=False),
         sa.Column("token", sa.BigInteger(), nullable=False),
         sa.Column("wish", sa.SmallInteger(), nullable=False),
         sa.Column("updated", sa.BigInteger(), nullable=False),
-        sa.Column("reply", sa.Text(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
-        sa.Column("mta", sa.Text(), nullable=False),
+        sa.Column("reply", Text, nullable=False),
+        sa.Column("status", Text, nullable=False),
+        sa.Column("mta", Text, nullable=False),
         sa.Column("notice", sa.SmallInteger(), nullable=True),
         sa.Column("delay_sent", sa.SmallInteger(), nullable=False),
         sa.PrimaryKeyConstraint("message", "position"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from storage.metadata.column_types import Text
+
 revision = "0002"
 down_revision = "0001"
 needs = 1
@@ -23,7 +25,7 @@ def upgrade() -> None:
     op.create_index("applied_at", "applied", ["at"])
     op.create_table(
         "lease",
-        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("name", Text, nullable=False),
         sa.Column("owner", sa.LargeBinary(), nullable=False),
         sa.Column("term", sa.BigInteger(), nullable=False),
         sa.Column("until", sa.Double(), nullable=False),
@@ -40,7 +42,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "progress",
-        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("name", Text, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
         sqlite_with_rowid=False,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from storage.metadata.column_types import Text
+
 revision = "0001"
 down_revision = None
 needs = 1
@@ -339,7 +341,7 @@ def _subscription() -> None:
     op.create_table(
         "subscription",
         _key("account_id"),
-        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("path", Text, nullable=False),
         sa.PrimaryKeyConstraint("account_id", "path"),
         sqlite_with_rowid=False,
     )
@@ -371,7 +373,7 @@ def _flag(name: str) -> sa.Column[int]:
 
 
 def _text(name: str) -> sa.Column[str]:
-    return sa.Column(name, sa.Text(), server_default=sa.text("''"), nullable=False)
+    return sa.Column(name, Text, server_default=sa.text("''"), nullable=False)
 
 
 def _bytes(name: str) -> sa.Column[bytes]:
