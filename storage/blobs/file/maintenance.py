@@ -11,25 +11,23 @@ from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from storage.blobs.file.layout import GONE, OPEN, SEALED, Layout
 from storage.blobs.file.reader import Reader, check_header, damaged
-from storage.report import SegmentInfo, SegmentReport
+from storage.report import SegmentInfo
 from storage.segments import (
     RECORD_HEADER,
-    Damage,
     Found,
     Payload,
     ReadAt,
     SegmentError,
     check_payload,
-    read_footer,
-    read_record,
-    scan,
 )
+from storage.verification import examine, records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from storage.blobs.file.appender import Appender
     from storage.model import BlobRef
+    from storage.report import SegmentReport
 
 log = get_logger("blobs")
 _CHUNK = 1 << 20
@@ -59,18 +57,10 @@ class Maintenance:
         return found
 
     def blobs(self, segment: int) -> list[BlobRef]:
-        """Return the refs of all records that a segment holds, damaged ones too:
-        what is still referenced must not be collected.  Without a footer those are
-        missing whose very header is damaged."""
+        """Return the refs of all records that a segment holds, damaged ones too."""
         with self._reader.using(segment) as fd:
-            read_at, size = self._read_at(fd), self._files.size(fd)
-            try:
-                return read_footer(read_at, size)[1]
-            except SegmentError:
-                store = self._layout.store
-                items = scan(read_at, size, store)
-                found = (_named(read_at, store, item) for item in items)
-                return [item.ref for item in found if item]
+            size = self._files.size(fd)
+            return records(self._read_at(fd), size, self._layout.store)
 
     def _read_at(self, fd: int) -> ReadAt:
         return lambda offset, length: self._files.read(fd, length, offset)
@@ -80,33 +70,10 @@ class Maintenance:
     def verify(self, segment: int) -> SegmentReport:
         """Read a whole segment and compare every checksum and hash."""
         with self._reader.using(segment) as fd:
-            read_at, size = self._read_at(fd), self._files.size(fd)
-            damage: list[Damage] = []
-            end, listed = self._footer(read_at, size, segment, damage)
-            records, met = 0, set()
-            for item in scan(read_at, end, self._layout.store, content=True):
-                if isinstance(item, Found):
-                    records += 1
-                    met.add(item.offset)
-                elif listed or item.end != end:  # a tail may be under way
-                    damage.append(item)
-        damage += [
-            Damage(ref.offset, ref.offset + RECORD_HEADER + ref.length, "listed")
-            for ref in listed
-            if ref.offset not in met and not _within(ref.offset, damage)
-        ]
-        return SegmentReport(segment, records, size, tuple(damage))
-
-    def _footer(
-        self, read_at: ReadAt, size: int, segment: int, damage: list[Damage]
-    ) -> tuple[int, list[BlobRef]]:
-        """Return where the records end, and the footer's refs when it is sealed."""
-        try:
-            return read_footer(read_at, size)
-        except SegmentError as e:
-            if not os.path.exists(self._layout.path(segment, OPEN)):
-                damage.append(Damage(size, size, f"footer: {e}"))
-            return size, []
+            size = self._files.size(fd)
+            sealed = not os.path.exists(self._layout.path(segment, OPEN))
+            read_at, store = self._read_at(fd), self._layout.store
+            return examine(read_at, size, store, segment, sealed=sealed)
 
     # --- rewrite and remove ---
 
@@ -194,19 +161,5 @@ def _slowly(payloads: Iterable[Payload], rate: int) -> Iterator[Payload]:
             time.sleep(ahead)
 
 
-def _named(read_at: ReadAt, store: bytes, item: Found | Damage) -> Found | None:
-    """Return a record whose header can be read, whatever its payload."""
-    if isinstance(item, Found):
-        return item
-    try:
-        return Found(item.offset, read_record(read_at, item.offset, store))
-    except SegmentError:
-        return None
-
-
 def _place(ref: BlobRef) -> tuple[int, int]:
     return ref.segment, ref.offset
-
-
-def _within(offset: int, damage: Iterable[Damage]) -> bool:
-    return any(d.offset <= offset < d.end for d in damage)
