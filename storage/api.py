@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import (
     AsyncIterator,
     Callable,
+    Collection,
     Hashable,
     Iterable,
     Mapping,
@@ -239,3 +240,23 @@ class Bus(Protocol):
         self, account: int, callback: Callable[[int, int], None]
     ) -> Callable[[], None]:
         """Call ``callback(account, modseq)`` on each hint; returns unsubscribe."""
+
+    def echo(self, account: int, modseq: int) -> None:
+        """Tell the subscribers in this process alone; never raises."""
+
+    def watched(self) -> list[int]:
+        """Return the accounts that somebody in this process subscribed to."""
+
+    def on_gap(self, callback: Callable[[Collection[int] | None], None]) -> None:
+        """Call with the accounts of which hints may be missing; None: with all.
+
+        A new subscription has a gap at its beginning where other processes have to
+        be told of it.
+        """
+
+    @property
+    def whole(self) -> bool:
+        """False while hints of some other process cannot arrive."""
+
+    async def close(self) -> None:
+        """Leave the bus."""

@@ -42,7 +42,7 @@ HIGH_WATER = 1 << 20  # octets that may wait for a slow peer before nothing is w
 MAX_UNDER_WAY = 4096  # calls of one peer; with more of them nothing more is read
 MAX_WAITING = 50_000  # messages for one peer
 CANCEL = "!"
-FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5  # seconds between attempts to connect
+FIRST_PAUSE, LAST_PAUSE = 0.02, 0.25  # seconds between attempts to connect
 
 
 class Peer(asyncio.Protocol):
@@ -60,7 +60,7 @@ class Peer(asyncio.Protocol):
         lost: Callable[[Peer], None] | None = None,
     ) -> None:
         self.closed = False
-        self.context: Any = None  # whatever the service keeps of this peer
+        self.resumed: Callable[[], None] | None = None  # called when writable again
         self._service = service or {}
         self._made, self._lost = made, lost
         self._transport: asyncio.Transport | None = None
@@ -119,6 +119,11 @@ class Peer(asyncio.Protocol):
             self._flush(all_of_it=True)
             self._transport.close()
 
+    def abort(self) -> None:
+        """End the connection now, whatever waits."""
+        if self._transport is not None:
+            self._transport.abort()
+
     @property
     def writable(self) -> bool:
         """False while the peer reads too slowly."""
@@ -165,6 +170,8 @@ class Peer(asyncio.Protocol):
         """Go on."""
         self._writable = True
         self._flush()
+        if self.resumed is not None:
+            self.resumed()
 
     # --- in -------------------------------------------------------------------
 
@@ -402,7 +409,7 @@ async def connect(
 class Link:
     """A connection that is made again whenever it is lost, until ``close``.
 
-    ``up(peer)`` is called after it was made, ``down()`` after it was lost.
+    ``up(peer)`` is called after it was made, ``down(peer)`` after it was lost.
     """
 
     def __init__(
@@ -411,7 +418,7 @@ class Link:
         service: Service | None = None,
         *,
         up: Callable[[Peer], None] | None = None,
-        down: Callable[[], None] | None = None,
+        down: Callable[[Peer], None] | None = None,
     ) -> None:
         self.path = path
         self.peer: Peer | None = None
@@ -471,4 +478,4 @@ class Link:
             self._made.clear()
             self._lost.set()
             if self._down is not None:
-                self._down()
+                self._down(peer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mailserverd.core.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     Callback = Callable[[int, int], None]
 
@@ -52,3 +52,22 @@ class LocalBus:
                 self._watched.pop(account, None)
 
         return unsubscribe
+
+    def echo(self, account: int, modseq: int) -> None:
+        """As ``publish``: there is no other process."""
+        self.publish(account, modseq)
+
+    def watched(self) -> list[int]:
+        """Return the accounts that somebody subscribed to."""
+        return list(self._watched)
+
+    def on_gap(self, callback: Callable[[Collection[int] | None], None]) -> None:
+        """Do nothing: no hint is ever lost here."""
+
+    @property
+    def whole(self) -> bool:
+        """True."""
+        return True
+
+    async def close(self) -> None:
+        """Do nothing."""
