@@ -216,6 +216,17 @@ class Acceptance:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Pending:
+    """Which parts to list: accepted until ``before``, of one target or ("") of all,
+    behind ``after`` (created, acceptance)."""
+
+    before: int
+    limit: int
+    target: str = ""
+    after: tuple[int, bytes] = (0, b"")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PendingPart:
     """A target's part that has not been applied."""
 

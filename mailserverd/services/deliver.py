@@ -7,7 +7,6 @@ then applied to each, idempotently; a target that is down gets its part later.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from storage.queue import PendingPart
 
 MAX_TARGETS = 5000  # accounts and forwards that the recipients may expand to
+NOWHERE = -1  # the position of a shard that is not configured
 log = get_logger("deliver")
 
 
@@ -133,9 +133,17 @@ class Deliver:
     ) -> dict[int, list[tuple[int, str]]]:
         groups: dict[int, list[tuple[int, str]]] = {}
         for account, recipient in local:
-            shard = self._store.shard_of(account)
-            groups.setdefault(shard, []).append((account, recipient))
+            groups.setdefault(self._position(account), []).append((account, recipient))
         return groups
+
+    def _position(self, account: int) -> int:
+        """Return the account's shard; that is down when it is not configured."""
+        try:
+            return self._store.shard_of(account)
+        except MailError as error:
+            if error.kind is not Kind.UNAVAILABLE:
+                raise
+            return NOWHERE
 
     def _queued(self, order: Order) -> NewQueued:
         envelope, plan = order.envelope, order.plan
@@ -176,25 +184,11 @@ class Deliver:
             ),
             queued=self._queued(order) if order.plan.remote else None,
         )
-        with self._acceptances.applying(order.acceptance):
-            queue_id = await self.queue.accept(acceptance)
-            done = await asyncio.gather(
-                *(self._apply_part(order, *part) for part in parts.items())
-            )
+        queue_id, done = await self._acceptances.accept(
+            acceptance,
+            lambda target: self._apply(order, parts[target], check_quota=False),
+        )
         return Placed({a: added for one in done for a, added in one}, queue_id)
-
-    async def _apply_part(
-        self, order: Order, target: str, accounts: tuple[tuple[int, str], ...]
-    ) -> Sequence[tuple[int, Added]]:
-        """Apply one target's part; a failure leaves it to ``catch_up``."""
-        try:
-            done = await self._apply(order, accounts, check_quota=False)
-        except MailError as error:
-            log.warning("target-deferred", target=target, error=str(error))
-            self._acceptances.part_deferred()
-            return ()
-        self._acceptances.part_applied(order.acceptance, target)
-        return done
 
     async def _apply(
         self,
@@ -203,7 +197,11 @@ class Deliver:
         *,
         check_quota: bool = True,
     ) -> Sequence[tuple[int, Added]]:
-        """Run the unit for accounts of one shard, then announce."""
+        """Run the unit for accounts of one shard, then announce.
+
+        Accounts that were removed meanwhile are left out.  UNAVAILABLE when the shard
+        lacks what the directory says is there: that is no reason for a bounce.
+        """
         adds = [
             (
                 account,
@@ -218,16 +216,27 @@ class Deliver:
             )
             for account, recipient in accounts
         ]
-        done: Sequence[tuple[int, Added]]
-        if len(adds) == 1:
-            account, add = adds[0]
-            done = [(account, await self._store.write(system(account), add_email, add))]
-        else:
-            first = system(adds[0][0])
-            done = await self._store.write(first, add_emails, tuple(adds))
+        try:
+            done = await self._add(adds)
+        except MailError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+            here = [one for one in accounts if self._exists(one[0])]
+            if not here or len(here) == len(accounts):
+                raise _missing([account for account, _ in accounts]) from error
+            return await self._apply(order, here, check_quota=check_quota)
         for account, added in done:
             self._changes.announce(account, added.modseq)
         return done
+
+    async def _add(
+        self, adds: Sequence[tuple[int, AddEmail]]
+    ) -> Sequence[tuple[int, Added]]:
+        """Run the unit; NOT_FOUND, and nothing done, when one is not there."""
+        account, add = adds[0]
+        if len(adds) == 1:
+            return [(account, await self._store.write(system(account), add_email, add))]
+        return await self._store.write(system(account), add_emails, tuple(adds))
 
     async def apply_pending(self, pending: PendingPart, email: NewEmail) -> None:
         """Apply a part that a crash or a failure left behind."""
@@ -249,10 +258,14 @@ class Deliver:
         try:
             self._store.shard_of(account)
         except MailError as error:
-            if error.kind is not Kind.NOT_FOUND:
-                raise
-            return False
+            return error.kind is not Kind.NOT_FOUND
         return True
+
+
+def _missing(accounts: list[int]) -> MailError:
+    """Return what a sender is told when a shard and the directory do not agree."""
+    log.error("accounts-not-on-their-shard", accounts=accounts)
+    return MailError(Kind.UNAVAILABLE, "a recipient is not available now")
 
 
 def _forwarded(recipient: Recipient, address: str) -> Recipient:

@@ -7,6 +7,7 @@ when nobody does.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import hashlib
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 ACCEPTED = Verdict(Action.ACCEPT, None, "", (), b"")  # of what is not judged
 
 log = get_logger("receive")
+QUOTA_LIMIT = 2.0  # seconds that a shard has to say how full a mailbox is
 MAX_LOGGED = 20  # recipients on one log line
 
 
@@ -140,7 +142,9 @@ class Receive:
     async def check_recipient(self, address: str, *, size: int = 0) -> None:
         """Raise NO_SUCH_USER, RELAY_DENIED, OVER_QUOTA or a temporary kind.
 
-        A mailbox is full when ``size`` more octets do not fit.
+        A mailbox is full when ``size`` more octets do not fit.  One whose shard does
+        not say so is no reason to refuse: a message that others get, too, is kept
+        for it; one that it alone gets is deferred when it has come.
         """
         found = await self.kernel.directory.resolve(address)
         if found is None:
@@ -149,7 +153,17 @@ class Receive:
                 raise MailError(Kind.NO_SUCH_USER, "no such user here")
             raise MailError(Kind.RELAY_DENIED, "relaying denied")
         if len(found.targets) == 1 and not found.forwards:
-            await self._check_quota(found.targets[0].account, size)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUOTA_LIMIT):
+                    await self._check_known_quota(found.targets[0].account, size)
+
+    async def _check_known_quota(self, account: int, size: int) -> None:
+        try:
+            await self._check_quota(account, size)
+        except MailError as error:
+            if error.kind not in {Kind.UNAVAILABLE, Kind.NOT_FOUND}:
+                raise
+            log.warning("quota-unknown", account=account, error=str(error))
 
     async def _check_quota(self, account: int, size: int) -> None:
         limit, used = await self.kernel.store.read(system(account), quota, None)

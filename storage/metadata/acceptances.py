@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from storage.metadata import queue_rows as rows
@@ -16,7 +16,7 @@ from storage.metadata.queue_tables import ACCEPTANCE, ACCEPTANCE_TARGET, BLOB
 from storage.metadata.queue_units import BY_KEY, enqueue
 from storage.metadata.sql import Sql, p
 from storage.model import BlobRef
-from storage.queue import Acceptance, PendingPart, TargetPart, queue_id
+from storage.queue import Acceptance, Pending, PendingPart, TargetPart, queue_id
 
 if TYPE_CHECKING:
     from storage.api import Tx
@@ -41,14 +41,24 @@ RECOUNT = Sql(
     .values(open=LEFT)
     .returning(A.open)
 )
-PENDING = Sql(
+_left = (
     select(A.acceptance, A.payload, A.created, T.target, T.payload, *rows.BLOB_COLUMNS)
     .join(ACCEPTANCE_TARGET, T.acceptance == A.acceptance)
     .join(BLOB, B.hash == A.hash)
-    .where(A.open > 0, A.created <= p("before"), T.applied == 0)
-    .order_by(A.created)
+    .where(
+        A.open > 0,
+        A.created <= p("before"),
+        T.applied == 0,
+        or_(
+            A.created > p("seen"), and_(A.created == p("seen"), A.acceptance > p("key"))
+        ),
+    )
+    .order_by(A.created, A.acceptance, T.target)
     .limit(p("count"))
 )
+PENDING = Sql(_left)
+PENDING_OF = Sql(_left.where(T.target == p("at")))
+TARGETS = Sql(select(T.target).where(T.applied == 0).distinct().order_by(T.target))
 
 
 def accept(tx: Tx, _account: int, new: Acceptance) -> str:
@@ -101,12 +111,26 @@ def applied(tx: Tx, _account: int, args: tuple[bytes, tuple[str, ...]]) -> int:
     return row[0] if row else 0
 
 
-def pending(tx: Tx, _account: int, args: tuple[int, int]) -> tuple[PendingPart, ...]:
-    """Return parts not applied (accepted before, limit), the oldest first."""
-    before, limit = args
+def pending(tx: Tx, _account: int, args: Pending) -> tuple[PendingPart, ...]:
+    """Return parts not applied, the oldest first."""
+    params = {
+        "before": args.before,
+        "count": args.limit,
+        "seen": args.after[0],
+        "key": args.after[1],
+    }
+    if args.target:
+        found = tx.all(PENDING_OF, {**params, "at": args.target})
+    else:
+        found = tx.all(PENDING, params)
     return tuple(
         PendingPart(
             row[0], BlobRef(*row[5:]), row[1], TargetPart(row[3], row[4]), row[2]
         )
-        for row in tx.all(PENDING, {"before": before, "count": limit})
+        for row in found
     )
+
+
+def waiting_targets(tx: Tx, _account: int, _args: None) -> tuple[str, ...]:
+    """Return the targets that some part waits for."""
+    return tuple(row[0] for row in tx.all(TARGETS))
