@@ -78,7 +78,7 @@ class Authenticator:
         self._offload = offload
         self._hasher = hasher
         self._limits = limits
-        self._throttle = Throttle(clock, allowance)
+        self.throttle = Throttle(clock, allowance)
         self._key = secrets.token_bytes(32)
         self._remembered: dict[bytes, _Remembered] = {}
         self._checking: dict[bytes, asyncio.Task[Principal]] = {}
@@ -126,15 +126,15 @@ class Authenticator:
         known = self._recall(digest)
         if known is not None and network in known.networks:
             return known.principal
-        if self._throttle.wait(who, network):
+        if self.throttle.wait(who, network):
             raise MailError(Kind.RATE_LIMITED, "too many failed logins; try later")
         if known is not None:
             known.networks.add(network)
-            self._throttle.trust(who, network)
+            self.throttle.trust(who, network)
             return known.principal
         task = self._checking.get(digest)
         if task is None:
-            self._throttle.charge(who, network)
+            self.throttle.charge(who, network)
             task = asyncio.create_task(self._flight(who, prepared, network))
             self._checking[digest] = task
             task.add_done_callback(lambda done: self._landed(digest, done))
@@ -148,10 +148,10 @@ class Authenticator:
             principal = await self._verify(who, password)
         except MailError as error:
             if error.kind is not Kind.AUTH_FAILED:
-                self._throttle.refund(who, network)
+                self.throttle.refund(who, network)
             raise
-        self._throttle.refund(who, network)
-        self._throttle.trust(who, network)
+        self.throttle.refund(who, network)
+        self.throttle.trust(who, network)
         return principal
 
     def _landed(self, digest: bytes, task: asyncio.Task[Principal]) -> None:

@@ -31,7 +31,7 @@ from storage.directory import (
 from storage.metadata import directory_read as units
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from mailserverd.core.ports import Clock
     from storage.api import Database, Work
@@ -86,6 +86,7 @@ class Directory:
         self._cache: dict[tuple[str, object], Any] = {}
         self._shard_of = array("H")  # by account id
         self._live: dict[int, tuple[int, frozenset[tuple[int, int]]]] = {}
+        self.told: Callable[[], Awaitable[None]] | None = None  # of each write
 
     # --- keeping up -----------------------------------------------------------
 
@@ -120,9 +121,12 @@ class Directory:
             self._take(change)
 
     async def write(self, work: Work[A, R], account: int, args: A) -> R:
-        """Run a writing unit of ``storage.metadata.directory``; seen at once here."""
+        """Run a writing unit of ``storage.metadata.directory``; seen at once here,
+        and by whom ``told`` tells."""
         result = await self._database.write(work, account, args)
         await self.refresh(now=True)
+        if self.told is not None:
+            await self.told()
         return result
 
     async def read(self, work: Work[A, R], account: int, args: A) -> R:

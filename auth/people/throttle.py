@@ -17,6 +17,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mailserverd.core.ports import Clock
 
 Key = tuple[str, str]
@@ -40,7 +42,12 @@ ALLOWANCE = Allowance()
 
 
 class Throttle:
-    """Counts failures; one per process.  ``Allowance(...=inf)`` switches it off."""
+    """Counts failures; one per process.  ``Allowance(...=inf)`` switches it off.
+
+    Where several processes check passwords, ``told`` hands on what is counted here,
+    and ``hear`` takes what is counted elsewhere: guesses spread over processes weigh
+    as much as those to one.
+    """
 
     def __init__(self, clock: Clock, allowance: Allowance = ALLOWANCE) -> None:
         self._clock = clock
@@ -48,6 +55,17 @@ class Throttle:
         # weight of failures, when last changed, when the next attempt may come
         self._entries: dict[Key, tuple[float, float, float]] = {}
         self._known: dict[Key, None] = {}  # (user, network) that logged in
+        self.told: Callable[[str, str, str], None] | None = None
+        self._heard = {"c": self._charge, "r": self._refund, "t": self._trust}
+
+    def hear(self, what: str, user: str, network: str) -> None:
+        """Count what another process told of."""
+        self._heard[what](user, network)
+
+    def _count(self, what: str, user: str, network: str) -> None:
+        self._heard[what](user, network)
+        if self.told is not None:
+            self.told(what, user, network)
 
     def wait(self, user: str, network: str) -> float:
         """Return for how many seconds an attempt must be refused; 0 for none."""
@@ -59,6 +77,17 @@ class Throttle:
 
     def charge(self, user: str, network: str) -> None:
         """Count an attempt as failed; ``refund`` takes that back."""
+        self._count("c", user, network)
+
+    def refund(self, user: str, network: str) -> None:
+        """Take back a charge: the attempt did not fail."""
+        self._count("r", user, network)
+
+    def trust(self, user: str, network: str) -> None:
+        """Note that a user logged in from a network: its owner is there."""
+        self._count("t", user, network)
+
+    def _charge(self, user: str, network: str) -> None:
         now, rule = self._clock.monotonic(), self._allowance
         for key, allowed in self._keys(user, network):
             weight, then, _ = self._entries.pop(key, (0.0, now, 0.0))
@@ -68,16 +97,14 @@ class Throttle:
             self._entries[key] = weight, now, now + min(wait, rule.longest_wait)
         _shorten(self._entries, rule.entries)
 
-    def refund(self, user: str, network: str) -> None:
-        """Take back a charge: the attempt did not fail."""
+    def _refund(self, user: str, network: str) -> None:
         for key, allowed in self._keys(user, network):
             if key in self._entries:
                 weight, then, until = self._entries[key]
                 weight = max(weight - 1, 0.0)
                 self._entries[key] = weight, then, until if weight > allowed else 0.0
 
-    def trust(self, user: str, network: str) -> None:
-        """Note that a user logged in from a network: its owner is there."""
+    def _trust(self, user: str, network: str) -> None:
         self._entries.pop((user, network), None)
         self._known.pop((user, network), None)
         self._known[user, network] = None

@@ -109,3 +109,16 @@ def test_entries_are_bounded() -> None:
 )
 def test_network_of(peer: str, network: str) -> None:
     assert network_of(peer) == network
+
+
+def test_guesses_in_two_processes_weigh_as_much_as_in_one() -> None:
+    """What one of them counts, the other one hears."""
+    clock = ManualClock()
+    one, other = Throttle(clock), Throttle(clock)
+    one.told, other.told = other.hear, one.hear
+    for number in range(6):
+        (one, other)[number % 2].charge("alice@x", "192.0.2.0/24")
+    assert one.wait("alice@x", "192.0.2.0/24") == 1
+    assert other.wait("alice@x", "192.0.2.0/24") == 1
+    one.trust("alice@x", "192.0.2.0/24")
+    assert other.wait("alice@x", "192.0.2.0/24") == 0
