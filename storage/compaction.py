@@ -1,27 +1,36 @@
-"""Which segments to remove and which to rewrite: the collector's plan.
+"""Which segments to take out of use, to remove and to pack: the collector's plan.
 
-Pure: the caller says how much of each segment is still referenced, an engine
-carries the actions out.  A blob is written before the row that owns it, so nothing
-young is touched: a segment counts only when its last write is ``grace`` seconds ago.
-After a rewrite and the change of the rows, the old segments hold nothing live, and a
-later plan removes them; by then no reader holds an address in them.
+Pure: the caller says how much of each segment is still needed, an engine carries the
+steps out.  A segment's way is
+
+1. ``REWRITE`` while something in it is needed, but too little: that is copied to a
+   new segment and the rows are changed;
+2. ``RETIRE`` when nothing is: from then on no row can point into it again
+   (``storage.metadata.retired``);
+3. ``WAIT``, for whoever read a row before that, and then ``REMOVE``.
+
+A segment that was written to lately is kept: what is being delivered lies there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SegmentUse:
     """How much of a segment is needed.
 
-    ``octets`` is its size, ``live`` what the referenced records in it take,
-    ``quiet`` the seconds since it was last written.
+    ``octets`` is its size, ``live`` what the needed records in it take, ``quiet`` the
+    seconds since it was last written, ``retired`` those since every database refuses
+    rows that point there (None: not so).  ``live`` must have been read after
+    ``retired``.  ``lost`` are octets that no record accounts for: damage, and nobody
+    can tell who needs what lies there.
     """
 
     segment: int
@@ -29,66 +38,87 @@ class SegmentUse:
     octets: int
     live: int
     quiet: float
+    retired: float | None = None
+    lost: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Remove:
-    """Nothing in the segment is referenced."""
+class Step(enum.Enum):
+    """What to do with a segment next."""
 
-    segment: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rewrite:
-    """Copy what is live in these segments into one new one of ``octets``."""
-
-    segments: tuple[int, ...]
-    octets: int
+    KEEP = "keep"
+    REWRITE = "rewrite"
+    RETIRE = "retire"
+    WAIT = "wait"
+    REMOVE = "remove"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
-    """When collecting pays."""
+    """When collecting pays.
 
-    grace: float = 86_400.0  # seconds
+    ``grace`` are the seconds without a write after which a segment is looked at: not
+    for safety, but a delivery that takes longer is refused and has to come again.
+    ``linger`` are those for which a retired segment is kept for its readers.
+    """
+
+    grace: float = 86_400.0
+    linger: float = 3_600.0
     least_waste: float = 0.5  # part of a segment that must be dead to rewrite it
     target: int = 64 << 20  # octets of a rewritten segment
-    budget: int = 512 << 20  # octets copied by one plan
+    records: int = 1 << 16  # in a rewritten segment
 
 
-def plan(uses: Iterable[SegmentUse], policy: Policy) -> list[Remove | Rewrite]:
-    """Return removals first, then rewrites, the emptiest segments first."""
-    known = list(uses)
-    newest = max((use.segment for use in known), default=0)
-    settled = [
-        use
-        for use in known
-        if use.sealed and use.quiet >= policy.grace and use.segment != newest
-    ]
-    removals = [Remove(use.segment) for use in settled if not use.live]
-    sparse = [use for use in settled if use.live and _waste(use) >= policy.least_waste]
-    sparse.sort(key=lambda use: (use.live / use.octets, use.segment))
-    return [*removals, *_pack(sparse, policy)]
+def settled(use: SegmentUse, policy: Policy) -> bool:
+    """Return whether a segment has come to rest: else it is not even looked into."""
+    return use.sealed and use.quiet >= policy.grace
 
 
-def _waste(use: SegmentUse) -> float:
-    return 1 - use.live / use.octets
+def judge(use: SegmentUse, policy: Policy) -> Step:
+    """Return the next step for a segment."""
+    if not settled(use, policy):
+        return Step.KEEP
+    if use.live:  # also in a retired one: a row came in just before
+        sparse = 1 - use.live / use.octets >= policy.least_waste
+        return Step.REWRITE if sparse or use.retired is not None else Step.KEEP
+    if use.lost:
+        return Step.KEEP
+    if use.retired is None:
+        return Step.RETIRE
+    return Step.REMOVE if use.retired >= policy.linger else Step.WAIT
 
 
-def _pack(sparse: list[SegmentUse], policy: Policy) -> list[Rewrite]:
-    """Group segments so that what is live in a group fills one segment."""
-    rewrites: list[Rewrite] = []
-    group: list[int] = []
-    octets = copied = 0
-    for use in sparse:
-        if copied + use.live > policy.budget:
-            break
-        if group and octets + use.live > policy.target:
-            rewrites.append(Rewrite(tuple(group), octets))
-            group, octets = [], 0
-        group.append(use.segment)
-        octets += use.live
-        copied += use.live
-    if group:
-        rewrites.append(Rewrite(tuple(group), octets))
-    return rewrites
+class Packer:
+    """Groups segments so that what is needed of a group fills one segment."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._group: list[int] = []
+        self._octets = self._records = 0
+
+    def add(self, use: SegmentUse, records: int) -> tuple[int, ...]:
+        """Take a segment with so many needed records in; return the group that was
+        full before it, if so."""
+        policy = self._policy
+        full: tuple[int, ...] = ()
+        if (
+            self._octets + use.live > policy.target
+            or self._records + records > policy.records
+        ):
+            full = self.take()
+        self._group.append(use.segment)
+        self._octets += use.live
+        self._records += records
+        return full
+
+    def take(self) -> tuple[int, ...]:
+        """Return the group as it is, and begin another."""
+        group, self._group = tuple(self._group), []
+        self._octets = self._records = 0
+        return group
+
+
+def going_round(segments: Iterable[int], after: int) -> Iterator[int]:
+    """Yield segment numbers, those greater than ``after`` first."""
+    numbers = sorted(segments)
+    yield from (number for number in numbers if number > after)
+    yield from (number for number in numbers if number <= after)

@@ -52,6 +52,7 @@ RECORD_HEADER = _RECORD.size + _CRC.size  # 96
 FOOTER_HEADER = _FOOTER.size + _CRC.size
 FOOTER_ENTRY = _ENTRY.size  # 64
 TRAILER = _TRAILER.size + _CRC.size + len(_TRAILER_MAGIC)  # 32
+OVERHEAD = FILE_HEADER + FOOTER_HEADER + TRAILER  # of a sealed segment, once
 
 COMPRESS_MIN = 512  # smaller payloads do not repay a frame
 COMPRESS_MAX = 256 * 1024  # larger ones stay raw, so that a ranged read is a pread

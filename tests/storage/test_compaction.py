@@ -1,45 +1,66 @@
 """The collector's plan."""
 
-from storage.compaction import Policy, Remove, Rewrite, SegmentUse, plan
+import pytest
 
-POLICY = Policy(grace=100, least_waste=0.5, target=1000, budget=3000)
+from storage.compaction import Packer, Policy, SegmentUse, Step, going_round, judge
+
+POLICY = Policy(grace=100, linger=50, least_waste=0.5, target=1000, records=10)
 OLD, YOUNG = 101.0, 99.0
 
 
-def use(segment, live, octets=1000, quiet=OLD, *, sealed=True):
-    return SegmentUse(segment, sealed, octets, live, quiet)
+def use(live, quiet=OLD, retired=None, **more):
+    facts = {"sealed": True, "octets": 1000, "segment": 1} | more
+    return SegmentUse(live=live, quiet=quiet, retired=retired, **facts)
 
 
-NEWEST = use(99, 1000)
+@pytest.mark.parametrize(
+    ("found", "step"),
+    [
+        (use(0), Step.RETIRE),
+        (use(0, retired=0.0), Step.WAIT),
+        (use(0, retired=-7.0), Step.WAIT),  # the clock was set back
+        (use(0, retired=50.0), Step.REMOVE),
+        (use(0, quiet=YOUNG), Step.KEEP),
+        (use(0, sealed=False), Step.KEEP),
+        (use(0, sealed=False, retired=99.0), Step.KEEP),
+        (use(0, quiet=YOUNG, retired=99.0), Step.KEEP),
+        (use(500), Step.REWRITE),
+        (use(501), Step.KEEP),
+        (use(10, quiet=YOUNG), Step.KEEP),
+        (use(10, sealed=False), Step.KEEP),
+        (use(999, retired=99.0), Step.REWRITE),  # a row came in before the fence
+        (use(0, lost=1), Step.KEEP),  # who knows what lies there
+        (use(0, retired=99.0, lost=1), Step.KEEP),
+        (use(10, lost=1), Step.REWRITE),
+    ],
+)
+def test_the_next_step(found, step):
+    assert judge(found, POLICY) is step
 
 
-def test_what_is_empty_and_settled_is_removed():
-    uses = [use(1, 0), use(2, 0, quiet=YOUNG), use(3, 0, sealed=False), NEWEST]
-    assert plan(uses, POLICY) == [Remove(1)]
+def test_segments_are_packed_until_one_is_full():
+    packer = Packer(POLICY)
+    groups = [packer.add(use(400, segment=n), 1) for n in range(1, 6)]
+    assert groups == [(), (), (1, 2), (), (3, 4)]
+    assert packer.take() == (5,)
+    assert packer.take() == ()
 
 
-def test_the_newest_stays_so_that_its_number_is_not_used_again():
-    assert plan([use(1, 0), use(2, 0)], POLICY) == [Remove(1)]
-    assert plan([], POLICY) == []
+def test_a_group_holds_no_more_records_than_fit_into_memory():
+    packer = Packer(POLICY)
+    assert packer.add(use(1, segment=1), 6) == ()
+    assert packer.add(use(1, segment=2), 6) == (1,)
+    assert packer.take() == (2,)
 
 
-def test_only_segments_with_enough_waste_are_rewritten():
-    uses = [use(1, 500), use(2, 501), use(3, 900), NEWEST]
-    assert plan(uses, POLICY) == [Rewrite((1,), 500)]
+def test_a_segment_larger_than_the_target_is_a_group_of_its_own():
+    packer = Packer(POLICY)
+    assert packer.add(use(5000, segment=1, octets=20_000), 1) == ()
+    assert packer.add(use(10, segment=2), 1) == (1,)
 
 
-def test_segments_are_packed_into_new_ones_emptiest_first():
-    uses = [use(1, 400), use(2, 300), use(3, 450), use(4, 200), NEWEST]
-    assert plan(uses, POLICY) == [Rewrite((4, 2, 1), 900), Rewrite((3,), 450)]
-
-
-def test_one_plan_copies_no_more_than_its_budget():
-    uses = [use(n, 490) for n in range(1, 20)]
-    rewrites = plan(uses, POLICY)
-    assert sum(r.octets for r in rewrites) <= POLICY.budget
-    assert all(r.octets <= POLICY.target for r in rewrites)
-    assert len(rewrites) == 3
-
-
-def test_young_segments_are_left_alone():
-    assert plan([use(1, 10, quiet=YOUNG), NEWEST], POLICY) == []
+def test_a_run_goes_on_where_the_last_one_stopped():
+    assert list(going_round([5, 1, 3], 0)) == [1, 3, 5]
+    assert list(going_round([5, 1, 3], 3)) == [5, 1, 3]
+    assert list(going_round([5, 1, 3], 4)) == [5, 1, 3]
+    assert list(going_round([5, 1, 3], 9)) == [1, 3, 5]
