@@ -13,6 +13,8 @@ from tests.lib.clients import Imap, Smtp
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.lib.databases import Engine
+
 pytestmark = pytest.mark.timeout(120)
 PASSWORD = "addressing pass"
 ALICE, BOB, CAROL = "alice@example.test", "bob@example.test", "carol@second.test"
@@ -44,10 +46,11 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     ours = daemon.make(
         tmp_path_factory.mktemp("addressing") / "ours",
         *(f"{user}:{PASSWORD}" for user in PEOPLE),
+        engine=engine,
     )
     ours.override(
         "[inbound]\nspf = false\ndkim = false\ndmarc = false\n"

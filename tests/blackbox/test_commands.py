@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pathlib
     from collections.abc import Callable, Iterator
 
+    from tests.lib.databases import Engine
+
 pytestmark = pytest.mark.timeout(120)
 ALICE, PASSWORD = "alice@example.test", "first-Secret-of-alice"
 MESSAGE = b"Subject: one\r\n\r\nbody\r\n"
@@ -35,9 +37,13 @@ def secret(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[daemon.Daemon]:
+def ours(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[daemon.Daemon]:
     made = daemon.make(
-        tmp_path_factory.mktemp("commands") / "ours", f"{ALICE}:{PASSWORD}"
+        tmp_path_factory.mktemp("commands") / "ours",
+        f"{ALICE}:{PASSWORD}",
+        engine=engine,
     )
     made.override(
         '[server]\nlog_level = "debug"\n'

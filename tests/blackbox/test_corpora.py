@@ -21,6 +21,8 @@ from tests.lib.knot import Knot, available
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from tests.lib.databases import Engine
+
 CORPORA = pathlib.Path(__file__).parents[3] / "shared/corpora/mime"
 pytestmark = [
     pytest.mark.skipif(
@@ -125,11 +127,13 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     if not available():
         pytest.skip("policy asks knot, which is not installed")
     home = tmp_path_factory.mktemp("corpora")
-    ours = daemon.make(home / "ours", f"{ALICE}:{PASSWORD}", f"{BOB}:{PASSWORD}")
+    ours = daemon.make(
+        home / "ours", f"{ALICE}:{PASSWORD}", f"{BOB}:{PASSWORD}", engine=engine
+    )
     found = samples()
     with Knot({"example.test": "@ A 127.0.0.1"}) as dns:  # all else does not exist
         ours.override(f'[dns]\nservers = ["{dns.server}"]\n')

@@ -290,8 +290,8 @@ def copy_of(history: History, image: dict[str, bytes], home: pathlib.Path) -> Da
     shutil.copytree(history.start, home, ignore=shutil.ignore_patterns("data"))
     (home / "data").mkdir()
     medium.write(image, home / "data")
-    left = Daemon(home, history.base)
-    left.override(instance.shards_of(home), "40-shards.toml")
+    left = Daemon(home, history.base, shards=instance.SHARDS)
+    left.lay_out()
     return left
 
 
@@ -424,7 +424,7 @@ def test_a_power_cut_while_blobs_are_collected_loses_nothing(
     home, start, output = (tmp_path / name for name in ("home", "start", "trace"))
     for copy in (home, start):
         shutil.copytree(history.home, copy)
-        Daemon(copy, 0).override(instance.shards_of(copy), "40-shards.toml")
+        Daemon(copy, 0, shards=instance.SHARDS).lay_out()
     what = [sys.executable, "-m", "tests.lib.collect", str(home / "mailserverd.toml")]
     done = subprocess.run(
         [*trace.wrapper(output), *what],

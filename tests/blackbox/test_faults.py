@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import os
-import shutil
 import socket
-import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,8 +15,11 @@ from tests.lib.clients import Imap, Jmap, Smtp
 from tests.lib.waiting import eventually
 
 if TYPE_CHECKING:
+    import contextlib
     import pathlib
     from collections.abc import Callable, Iterator
+
+    from tests.lib.databases import Engine
 
 pytestmark = pytest.mark.timeout(180)
 PASSWORD = "faulty pass"
@@ -38,8 +38,12 @@ def message(token: str, size: int = 200) -> bytes:
 class World:
     ours: daemon.Daemon
 
-    def shard(self, number: int) -> pathlib.Path:
-        return self.ours.home / f"data/shard-{number}.db"
+    @property
+    def data(self) -> pathlib.Path:
+        return self.ours.home / "data"
+
+    def locked(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return self.ours.engine.locked(self.data, name)
 
     def deliver(self, token: str, *to: str, size: int = 200) -> tuple[int, str]:
         with Smtp(self.ours.port(25)) as smtp:
@@ -62,30 +66,24 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> daemon.Daemon:
+def template(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> daemon.Daemon:
     """An instance with two shards that nobody starts."""
     ours = daemon.make(
-        tmp_path_factory.mktemp("faults") / "ours", f"{ALICE}:{PASSWORD}"
+        tmp_path_factory.mktemp("faults") / "ours",
+        *(f"{user}:{PASSWORD}" for user in (ALICE, BOB)),
+        engine=engine,
+        shards=2,
     )
-    two_shards(ours)
-    ours.command("storage", "migrate")
-    ours.command("account", "add", f"{BOB}:{PASSWORD}")
+    ours.override(NO_POLICY)
     shards = {row["address"]: row["shard"] for row in ours.command("account", "list")}
     assert shards == {ALICE: 0, BOB: 1}
     return ours
 
 
-def two_shards(ours: daemon.Daemon) -> None:
-    shards = [f'"sqlite:///{ours.home}/data/shard-{number}.db"' for number in (0, 1)]
-    ours.override(f"[storage]\nshards = [{', '.join(shards)}]\n{NO_POLICY}")
-
-
 @pytest.fixture
 def world(template: daemon.Daemon, tmp_path: pathlib.Path) -> Iterator[World]:
     """A copy of it, running; the log must hold no traceback at the end."""
-    shutil.copytree(template.home, tmp_path / "ours")
-    ours = daemon.Daemon(tmp_path / "ours", template.base)
-    two_shards(ours)
+    ours = template.copy(tmp_path / "ours")
     with daemon.running(ours):
         yield World(ours)
         log = ours.log()
@@ -101,21 +99,10 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 # --- a locked shard ------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    try:
-        yield
-    finally:
-        other.execute("ROLLBACK")
-        other.close()
-
-
 def test_a_locked_shard_is_a_temporary_error(world: World) -> None:
     """For its accounts alone, until it is free; what can be read is read."""
     assert world.deliver("before", ALICE)[0] == 250
-    with world.imap(ALICE) as imap, world.jmap(ALICE) as jmap, locked(world.shard(0)):
+    with world.imap(ALICE) as imap, world.jmap(ALICE) as jmap, world.locked("shard-0"):
         imap.ok("SELECT INBOX")
         jmap.session()
 
@@ -142,7 +129,7 @@ def test_a_locked_shard_is_a_temporary_error(world: World) -> None:
 
 def test_mail_for_a_locked_shard_and_another_is_kept_for_it(world: World) -> None:
     """Once accepted for several, each gets it: at once, or when its shard is free."""
-    with locked(world.shard(0)):
+    with world.locked("shard-0"):
         code, text = world.deliver("for both", ALICE, BOB)
         assert code == 250, text
         eventually(lambda: world.subjects(BOB) == ["for both"])
@@ -154,7 +141,7 @@ def test_mail_for_a_locked_shard_and_another_is_kept_for_it(world: World) -> Non
 
 def test_a_locked_directory_does_not_stop_mail(world: World) -> None:
     assert world.deliver("before", ALICE)[0] == 250
-    with locked(world.ours.home / "data/directory.db"):
+    with world.locked("directory"):
         assert world.deliver("while locked", ALICE)[0] == 250
         assert world.subjects(ALICE) == ["before", "while locked"]
         result = world.ours.command("account", "add", f"carol@example.test:{PASSWORD}",
@@ -166,26 +153,13 @@ def test_a_locked_directory_does_not_stop_mail(world: World) -> None:
 # --- a corrupt shard -----------------------------------------------------------------
 
 
-def spoil(path: pathlib.Path, *tables: str) -> None:
-    """Overwrite the root pages of tables."""
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        (size,) = database.execute("PRAGMA page_size").fetchone()
-        rows = database.execute("SELECT name, rootpage FROM sqlite_master").fetchall()
-    pages = [page for name, page in rows if name in tables]
-    assert len(pages) == len(tables), rows
-    with path.open("r+b") as file:
-        for page in pages:
-            file.seek((page - 1) * size)
-            file.write(b"\xa5" * size)
-
-
 def test_a_shard_with_corrupt_pages_is_a_temporary_error(world: World) -> None:
     """Never an empty folder, never a bounce; the other shard's accounts are served."""
     for number in range(30):
         assert world.deliver(f"m{number}", ALICE, size=3000)[0] == 250
     assert world.deliver("elsewhere", BOB)[0] == 250
     world.ours.stop()
-    spoil(world.shard(0), "mailbox", "email", "account")
+    world.ours.engine.spoil(world.data, "shard-0", "mailbox", "email", "account")
     world.ours.start()
     code, text = world.deliver("refused", ALICE)
     assert (code, text[:5]) == (451, "4.3.0"), text
@@ -210,7 +184,7 @@ def test_a_shard_with_corrupt_pages_is_a_temporary_error(world: World) -> None:
 
 def test_a_shard_that_is_no_database_is_named_at_start(world: World) -> None:
     world.ours.stop()
-    world.shard(1).write_bytes(b"not a database" * 1000)
+    world.ours.engine.ruin(world.data, "shard-1")
     world.ours.start(wait=False)
     assert world.ours.process is not None
     assert world.ours.process.wait(30) == os.EX_TEMPFAIL
@@ -273,14 +247,10 @@ def dead_port() -> int:
 def test_dns_that_does_not_answer(world: World, accept: bool) -> None:
     """Mail waits at its sender, or comes in and is marked."""
     world.ours.stop()
-    two_shards(world.ours)
-    with (world.ours.home / "conf.d/50-test.toml").open("a") as file:
-        file.write(
-            f'spf_fail = "mark"\naccept_temperror = {str(accept).lower()}\n'
-            f'[dns]\nservers = ["127.0.0.1:{dead_port()}"]\ntimeout = "300ms"\n'
-        )
-    path = world.ours.home / "conf.d/50-test.toml"
-    path.write_text(path.read_text().replace(NO_POLICY, "[inbound]\n"))
+    world.ours.override(
+        f'[inbound]\nspf_fail = "mark"\naccept_temperror = {str(accept).lower()}\n'
+        f'[dns]\nservers = ["127.0.0.1:{dead_port()}"]\ntimeout = "300ms"\n'
+    )
     world.ours.start()
     code, text = world.deliver("unchecked", ALICE)
     if not accept:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.lib import daemon
+    from tests.lib.databases import Engine
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -43,9 +44,9 @@ def far() -> Iterator[Smarthost]:
 
 @pytest.fixture(scope="module")
 def ours(
-    far: Smarthost, tmp_path_factory: pytest.TempPathFactory
+    engine: Engine, far: Smarthost, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[daemon.Daemon]:
-    with besieged(tmp_path_factory.mktemp("siege") / "ours", far) as made:
+    with besieged(tmp_path_factory.mktemp("siege") / "ours", far, engine) as made:
         yield made
 
 

@@ -40,16 +40,19 @@ from tests.lib.ws import WebSocketClient
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.lib.databases import Engine
+
 pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     accounts = [f"{user}:{password}" for user, password in PASSWORDS.items()]
     made = daemon.make(
         tmp_path_factory.mktemp("isolation") / "ours",
         *accounts,
         domains=("one.test", "two.test"),
+        engine=engine,
     )
     made.override("[inbound]\nspf = false\ndkim = false\ndmarc = false\n")
     with (

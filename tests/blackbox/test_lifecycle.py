@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     import pathlib
     from collections.abc import Iterator
 
+    from tests.lib.databases import Engine
+
 pytestmark = pytest.mark.timeout(120)
 ALICE, PASSWORD = "alice@example.test", "lifecycle pass"
 NO_POLICY = "[inbound]\nspf = false\ndkim = false\ndmarc = false\n"
@@ -31,9 +32,11 @@ MESSAGE = b"Subject: one\r\n\r\nbody\r\n"
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> daemon.Daemon:
+def template(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> daemon.Daemon:
     ours = daemon.make(
-        tmp_path_factory.mktemp("lifecycle") / "ours", f"{ALICE}:{PASSWORD}"
+        tmp_path_factory.mktemp("lifecycle") / "ours",
+        f"{ALICE}:{PASSWORD}",
+        engine=engine,
     )
     ours.override(NO_POLICY)
     return ours
@@ -42,8 +45,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> daemon.Daemon:
 @pytest.fixture
 def ours(template: daemon.Daemon, tmp_path: pathlib.Path) -> Iterator[daemon.Daemon]:
     """A copy that is not started; stopped at the end, without tracebacks."""
-    shutil.copytree(template.home, tmp_path / "ours")
-    made = daemon.Daemon(tmp_path / "ours", template.base)
+    made = template.copy(tmp_path / "ours")
     try:
         yield made
     finally:

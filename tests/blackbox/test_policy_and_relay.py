@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pathlib
     from collections.abc import Iterator
 
+    from tests.lib.databases import Engine
+
 pytestmark = [
     pytest.mark.skipif(not knot.available(), reason="knot is not installed"),
     pytest.mark.timeout(120),
@@ -111,12 +113,12 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home: pathlib.Path = tmp_path_factory.mktemp("world")
     peer = Smarthost()
     peer.sink.features = ("PIPELINING", "SIZE 1000000")
     with peer, knot.Knot(ZONES, ttl=0, negative=0) as dns:
-        ours = daemon.make(home / "ours", f"{ALICE}:{PASSWORD}")
+        ours = daemon.make(home / "ours", f"{ALICE}:{PASSWORD}", engine=engine)
         ours.override(SETTINGS.format(dns=dns.server, port=peer.sink.port))
         with daemon.running(ours):
             yield World(ours, dns, peer)

@@ -4,7 +4,6 @@ shard's own units, and what services make of an engine that fails."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import pickle
 from array import array
@@ -41,27 +40,17 @@ from tests.lib.office import ME, mail, office
 from tests.lib.shard import delivery
 
 
-@contextlib.asynccontextmanager
-async def sqlite_engine(place):
-    """The embedded default: one file, one batching writer."""
-    database = await databases.make(place, "shard", ManualClock())
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-ENGINES = {"sqlite": sqlite_engine}
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request, tmp_path):
+@pytest.fixture
+def engine(place):
     """Return a function that opens the engine on the same place each time."""
 
     def run(work):
         async def opened():
-            async with ENGINES[request.param](tmp_path) as database:
+            database = await databases.make(place, "shard", ManualClock())
+            try:
                 return await work(database)
+            finally:
+                await database.close()
 
         return asyncio.run(opened())
 
@@ -293,9 +282,9 @@ def test_a_store_that_is_down_is_an_error_and_never_an_empty_folder(tmp_path, ki
     asyncio.run(run())
 
 
-def test_a_lost_answer_of_a_delivery_is_found_by_its_key(tmp_path):
+def test_a_lost_answer_of_a_delivery_is_found_by_its_key(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             lost = FailingStore(it.store, "after")
             one = delivery(1, acceptance=b"key")
             with pytest.raises(MailError):

@@ -33,13 +33,12 @@ if TYPE_CHECKING:
     import pathlib
     from collections.abc import Awaitable, Callable
 
-ENGINES = ["sqlite"]
 Scenario = Any
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture
 def run(
-    request: pytest.FixtureRequest, tmp_path: pathlib.Path
+    place: pathlib.Path,
 ) -> Callable[[Callable[[MailQueue, ManualClock], Awaitable[None]]], None]:
     """Run a scenario on a new queue of each engine."""
 
@@ -48,8 +47,7 @@ def run(
     ) -> None:
         async def whole() -> None:
             clock = ManualClock()
-            assert request.param == "sqlite"
-            queue = MailQueue(await databases.make(tmp_path, "queue", clock))
+            queue = MailQueue(await databases.make(place, "queue", clock))
             try:
                 await scenario(queue, clock)
             finally:

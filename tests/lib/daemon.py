@@ -1,12 +1,17 @@
-"""A running mailserverd on loopback, made by ``init``, stopped by its pid."""
+"""A running mailserverd on loopback, made by ``init``, stopped by its pid.
+
+Its databases are on the engine that the maker names (``tests.lib.databases``).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,16 +20,20 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from mailserverd.app.offline import offline
+from mailserverd.settings import read
 from tests.lib import ports
+from tests.lib.databases import SQLITE, Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "mailserverd")
 OFFSETS = (24, 25, 587, 465, 143, 993, 80, 443, 9090)
 BASES = range(10000, 23600, 7)
 START_LIMIT = 30.0
+LAYOUT = "40-databases.toml"
 
 
 @dataclasses.dataclass
@@ -34,6 +43,8 @@ class Daemon:
     home: pathlib.Path
     base: int
     process: subprocess.Popen[bytes] | None = None
+    engine: Engine = SQLITE
+    shards: int = 1
 
     @property
     def config(self) -> str:
@@ -54,6 +65,18 @@ class Daemon:
     def override(self, text: str, name: str = "50-test.toml") -> None:
         """Write a drop-in; effective at the next start or SIGHUP."""
         (self.home / "conf.d" / name).write_text(text)
+
+    def lay_out(self) -> None:
+        """Write down where the databases are."""
+        self.override(self.engine.layout(self.home, self.shards), LAYOUT)
+
+    def copy(self, home: pathlib.Path) -> Daemon:
+        """Copy a stopped instance, its databases too."""
+        shutil.copytree(self.home, home)
+        self.engine.copy(self.home, home)
+        made = Daemon(home, self.base, engine=self.engine, shards=self.shards)
+        made.lay_out()
+        return made
 
     def start(self, *, wrapper: tuple[str, ...] = (), wait: bool = True) -> None:
         with self.log_path.open("ab") as log:
@@ -84,6 +107,7 @@ class Daemon:
             ):
                 sock.settimeout(2)
                 if sock.recv(4) == b"220 ":
+                    assert self.engine.serves(self.home), "runs on another engine"
                     return
             time.sleep(0.02)
         raise RuntimeError(f"daemon does not listen: {self.log()}")
@@ -152,31 +176,48 @@ def make(
     *accounts: str,
     hostname: str = "mail.example.test",
     domains: tuple[str, ...] = (),
+    engine: Engine = SQLITE,
+    shards: int = 1,
 ) -> Daemon:
     """Run ``init`` for accounts given as ``address:password``."""
-    base = ports.free_base(BASES, OFFSETS)
-    names = [arg for a in accounts for arg in ("--account", a)]
-    names += [arg for d in domains for arg in ("--domain", d)]
-    names += ["--hostname", hostname]
+    made = Daemon(home, ports.free_base(BASES, OFFSETS), engine=engine, shards=shards)
+    weakref.finalize(made, ports.release, made.base)
+    usual = shards == 1 and engine.in_files
+    names = ["--hostname", hostname]
+    if usual:
+        names += [arg for d in domains for arg in ("--domain", d)]
+        names += [arg for a in accounts for arg in ("--account", a)]
     subprocess.run(
-        [
-            *COMMAND,
-            "init",
-            str(home),
-            "--hostname",
-            hostname,
-            *names,
-            "--port-base",
-            str(base),
-        ],
+        [*COMMAND, "init", str(home), *names, "--port-base", str(made.base)],
         check=True,
         capture_output=True,
         timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    made = Daemon(home, base)
-    weakref.finalize(made, ports.release, base)
+    if not usual:
+        owners = [account.partition(":")[0] for account in accounts]
+        named = [*domains, *(owner.rpartition("@")[2] for owner in owners)]
+        asyncio.run(_fill(made, list(dict.fromkeys(named)), accounts))
     return made
+
+
+async def _fill(made: Daemon, domains: Sequence[str], accounts: Sequence[str]) -> None:
+    """Put an instance on its engine, and add domains and accounts there."""
+    for path in (made.home / "data").glob("*.db*"):
+        path.unlink()
+    made.lay_out()
+    async with offline(read(made.config)) as run:
+        await run("storage.migrate", {}, _quiet)
+        for domain in domains:
+            await run("domain.add", {"domain": domain}, _quiet)
+        for account in accounts:
+            address, _, password = account.partition(":")
+            args = {"address": address, "password": password}
+            await run("account.add", args, _quiet)
+
+
+def _quiet(_: dict[str, Any]) -> None:
+    return None
 
 
 @contextlib.contextmanager

@@ -1,24 +1,227 @@
-"""Databases of each kind under a temporary directory, opened as the daemon does."""
+"""Databases of each kind, on each engine, opened as the daemon does.
+
+An engine keeps databases by the directory that they belong to: SQLite in its files,
+PostgreSQL on the cluster of this run, where they are dropped with the engine.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sqlite3
 from typing import TYPE_CHECKING
 
+import pytest
+
 from mailserverd.core.ports import SystemClock
+from storage import engines
 from storage.engines import migrate_database, open_database
+from tests.lib import postgresql
 
 if TYPE_CHECKING:
     import pathlib
+    from collections.abc import Iterator
 
     from mailserverd.core.ports import Clock
     from storage.api import Database
 
 
+class Sqlite:
+    """The embedded engine: ``DIRECTORY/NAME.db``."""
+
+    name = "sqlite"
+    in_files = True
+
+    def url(self, directory: pathlib.Path, name: str) -> str:
+        """Return the URL of a database."""
+        return f"sqlite:///{directory / name}.db"
+
+    async def prepare(self, directory: pathlib.Path, kind: str, name: str) -> str:
+        """Make a database with its tables where there is none; return its URL."""
+        url = self.url(directory, name)
+        await migrate_database(url, kind, SystemClock())
+        return url
+
+    def layout(self, home: pathlib.Path, shards: int) -> str:
+        """Return the settings of a daemon under ``home``; its own for one shard."""
+        if shards == 1:
+            return ""
+        return _settings([self.url(home / "data", f"shard-{n}") for n in range(shards)])
+
+    def copy(self, old: pathlib.Path, new: pathlib.Path) -> None:
+        """Copy the databases below a directory: they are in the files."""
+
+    def serves(self, _home: pathlib.Path) -> bool:
+        """Tell whether a daemon's databases are in use on this engine."""
+        return True
+
+    @contextlib.contextmanager
+    def locked(self, directory: pathlib.Path, name: str) -> Iterator[None]:
+        """Keep others from writing to a database; they may read."""
+        other = sqlite3.connect(directory / f"{name}.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        try:
+            yield
+        finally:
+            other.execute("ROLLBACK")
+            other.close()
+
+    def spoil(self, directory: pathlib.Path, name: str, *tables: str) -> None:
+        """Overwrite the root pages of tables that nobody has open."""
+        path = directory / f"{name}.db"
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            (size,) = database.execute("PRAGMA page_size").fetchone()
+            rows = database.execute("SELECT name, rootpage FROM sqlite_master")
+            pages = [page for name, page in rows if name in tables]
+        assert len(pages) == len(tables), tables
+        with path.open("r+b") as file:
+            for page in pages:
+                file.seek((page - 1) * size)
+                file.write(b"\xa5" * size)
+
+    def ruin(self, directory: pathlib.Path, name: str) -> None:
+        """Leave no database where one was."""
+        (directory / f"{name}.db").write_bytes(b"not a database" * 1000)
+
+    def close(self) -> None:
+        """Remove what was made: pytest does."""
+
+
+class Postgresql:
+    """Databases on the cluster of this run, reached directly or by pgbouncer."""
+
+    name = "postgresql"
+    in_files = False
+
+    def __init__(
+        self, server: postgresql.Cluster | postgresql.Pgbouncer | None = None
+    ) -> None:
+        if ("metadata", "postgresql+asyncpg") not in engines.ENGINES:
+            pytest.skip("this build has no engine for PostgreSQL")
+        self.server = server or postgresql.cluster()
+        self.cluster = self.server.cluster
+        self._names: dict[pathlib.Path, str] = {}
+
+    def url(self, directory: pathlib.Path, name: str) -> str:
+        """Return the URL of a database, which is made, empty, when there is none."""
+        return self._url(directory / name)
+
+    def _url(self, key: pathlib.Path, like: str = "") -> str:
+        if key not in self._names:
+            self._names[key] = self.cluster.database(like)
+        return self.server.url(self._names[key])
+
+    async def prepare(self, directory: pathlib.Path, kind: str, name: str) -> str:
+        """Make a database with its tables where there is none; return its URL."""
+        key = directory / name
+        if key not in self._names:
+            self._names[key] = await _stamped(self.cluster, kind)
+        return self._url(key)
+
+    def layout(self, home: pathlib.Path, shards: int) -> str:
+        """Return the settings of a daemon under ``home``."""
+        data = home / "data"
+        return _settings(
+            [self.url(data, f"shard-{n}") for n in range(shards)],
+            directory=self.url(data, "directory"),
+            queue=self.url(data, "queue"),
+        )
+
+    def copy(self, old: pathlib.Path, new: pathlib.Path) -> None:
+        """Copy the databases below a directory; nobody may be connected to them."""
+        for key, name in list(self._names.items()):
+            if key.is_relative_to(old):
+                self._url(new / key.relative_to(old), like=name)
+
+    def database(self, directory: pathlib.Path, name: str) -> str:
+        """Return the name that a database has on the server."""
+        return self._names[directory / name]
+
+    def serves(self, home: pathlib.Path) -> bool:
+        """Tell whether somebody is connected to each database of a daemon."""
+        ours = [n for key, n in self._names.items() if key.is_relative_to(home)]
+        rows = self.cluster.sql("SELECT DISTINCT datname FROM pg_stat_activity")
+        return bool(ours) and {name for (name,) in rows}.issuperset(ours)
+
+    @contextlib.contextmanager
+    def locked(self, directory: pathlib.Path, name: str) -> Iterator[None]:
+        """Keep others from writing to a database; they may read."""
+        with self.cluster.locked(self._names[directory / name]):
+            yield
+
+    def spoil(self, directory: pathlib.Path, name: str, *tables: str) -> None:
+        """Overwrite the first pages of tables; the server restarts for it."""
+        self.cluster.spoil(self._names[directory / name], *tables)
+
+    def ruin(self, directory: pathlib.Path, name: str) -> None:
+        """Leave no database where one was."""
+        self.cluster.drop(self._names[directory / name])
+
+    def close(self) -> None:
+        """Drop what was made."""
+        for name in self._names.values():
+            self.cluster.drop(name)
+        self._names.clear()
+
+
+Engine = Sqlite | Postgresql
+SQLITE = Sqlite()
+ENGINES = {"sqlite": Sqlite, "postgresql": Postgresql}
+_templates: dict[tuple[int, str], str] = {}  # by the cluster's port and the kind
+_places: dict[pathlib.Path, Engine] = {}
+
+
+async def _stamped(cluster: postgresql.Cluster, kind: str) -> str:
+    """Copy a database that was made once, and give the copy its own identity."""
+    key = cluster.port, kind
+    if key not in _templates:
+        name = cluster.database()
+        await migrate_database(cluster.url(name), kind, SystemClock())
+        _templates[key] = name
+    made = cluster.database(_templates[key])
+    cluster.sql("UPDATE meta SET uuid = $1", os.urandom(16), database=made)
+    return made
+
+
+def _settings(shards: list[str], **others: str) -> str:
+    urls = ", ".join(f'"{url}"' for url in shards)
+    lines = [f'{name} = "{url}"' for name, url in others.items()]
+    return "\n".join(["[storage]", f"shards = [{urls}]", *lines, ""])
+
+
+@contextlib.contextmanager
+def engine(name: str) -> Iterator[Engine]:
+    """Use an engine by its name; what is made on it goes in the end."""
+    made = ENGINES[name]()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextlib.contextmanager
+def on(name: str, directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Let ``make`` put what belongs to a directory, or one below it, on an engine."""
+    with engine(name) as used:
+        _places[directory] = used
+        try:
+            yield directory
+        finally:
+            del _places[directory]
+
+
+def engine_of(directory: pathlib.Path) -> Engine:
+    """Return the engine that ``on`` chose for a directory; else SQLite."""
+    for place in (directory, *directory.parents):
+        if place in _places:
+            return _places[place]
+    return SQLITE
+
+
 async def make(
     directory: pathlib.Path, kind: str, clock: Clock | None = None, name: str = ""
 ) -> Database:
-    """Create (when missing) and open ``NAME.db`` of a kind."""
-    url = f"sqlite:///{directory / (name or kind)}.db"
-    clock = clock or SystemClock()
-    await migrate_database(url, kind, clock)
-    return await open_database(url, kind, clock, name=name or kind)
+    """Create (when missing) and open a database of a kind."""
+    name = name or kind
+    url = await engine_of(directory).prepare(directory, kind, name)
+    return await open_database(url, kind, clock or SystemClock(), name=name)

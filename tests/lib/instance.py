@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mailserverd.app.graph import Graph, build
-from mailserverd.app.offline import offline
 from mailserverd.app.stores import data_lock, open_stores
 from mailserverd.core.ports import SystemClock
 from mailserverd.core.types import system
 from mailserverd.settings import read
 from storage.model import KEYWORD_SHIFT
 from tests.lib import daemon
+from tests.lib.databases import SQLITE, Engine
 
 if TYPE_CHECKING:
     import pathlib
@@ -25,38 +24,20 @@ SHARDS = 4
 TOKEN = re.compile(rb"^X-Token: *(\S+)\r\n", re.MULTILINE)
 
 
-def shards_of(home: pathlib.Path) -> str:
-    """Return the drop-in that names four shards under a home."""
-    urls = ", ".join(
-        f'"sqlite:///{home}/data/shard-{number}.db"' for number in range(SHARDS)
-    )
-    return f"[storage]\nshards = [{urls}]\n"
-
-
 def make(
-    home: pathlib.Path, addresses: Iterable[str], password: str, settings: str = ""
+    home: pathlib.Path,
+    addresses: Iterable[str],
+    password: str,
+    settings: str = "",
+    engine: Engine = SQLITE,
 ) -> daemon.Daemon:
     """Make an instance whose accounts are spread over four shards."""
-    ours = daemon.make(home, domains=("example.test",))
-    ours.override(shards_of(home), "40-shards.toml")
+    accounts = [f"{address}:{password}" for address in addresses]
+    ours = daemon.make(home, *accounts, engine=engine, shards=SHARDS)
     ours.override(settings)
-    spread = asyncio.run(_fill(ours.config, addresses, password))
+    spread = {row["shard"] for row in ours.command("account", "list")}
     assert len(spread) > 1, "the accounts must live on several shards"
     return ours
-
-
-def _quiet(_: dict[str, Any]) -> None:
-    return None
-
-
-async def _fill(config: str, addresses: Iterable[str], password: str) -> set[int]:
-    async with offline(read(config)) as run:
-        await run("storage.migrate", {}, _quiet)
-        for address in addresses:
-            args = {"address": address, "password": password}
-            await run("account.add", args, _quiet)
-        rows = await run("account.list", {}, _quiet)
-    return {row["shard"] for row in rows}
 
 
 @contextlib.asynccontextmanager

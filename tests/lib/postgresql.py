@@ -38,6 +38,7 @@ T = TypeVar("T")
 TMP = pathlib.Path("/tmp")  # not pytest's: a socket's path is short
 USER = "mail"
 PASSWORD = "not:so/secret@all"  # one that a URL must quote
+PAGE = 8192
 PREFIX = "mailserverd-postgresql-"
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -127,6 +128,11 @@ class Cluster:
     # --- the server ------------------------------------------------------------------
 
     @property
+    def cluster(self) -> Cluster:
+        """Itself: as pgbouncer has one."""
+        return self
+
+    @property
     def log(self) -> str:
         return (self.home / "log").read_text(errors="replace")
 
@@ -203,6 +209,38 @@ class Cluster:
         self.sql(f"CREATE DATABASE {name} OWNER {USER}{how}")
         return name
 
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Keep others from writing to a database's tables; they may read."""
+        address = f"host={self.home} port={self.port} user=postgres dbname={name}"
+        with subprocess.Popen(
+            ["psql", "-AtqX", "-v", "ON_ERROR_STOP=1", address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as psql:  # it ends, and the lock with it, when its input ends
+            assert psql.stdin is not None
+            assert psql.stdout is not None
+            tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+            names = [table for (table,) in self.sql(tables, database=name)]
+            psql.stdin.write(
+                f"BEGIN;\nLOCK TABLE {', '.join(names)} IN EXCLUSIVE MODE;\n"
+                "SELECT 'locked';\n"
+            )
+            psql.stdin.flush()
+            assert psql.stdout.readline() == "locked\n"
+            yield
+
+    def spoil(self, name: str, *tables: str) -> None:
+        """Overwrite the first pages of tables, with the server down for a moment."""
+        where = "SELECT pg_relation_filepath($1::text::regclass)"
+        paths = [self.sql(where, table, database=name)[0][0] for table in tables]
+        self.stop()
+        for path in paths:
+            with (self.home / "data" / path).open("r+b") as file:
+                file.write(b"\xa5" * PAGE)
+        self.start()
+
     def drop(self, name: str) -> None:
         """Remove a database and end whoever is connected to it."""
         self.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -219,7 +257,7 @@ class Pgbouncer:
         program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
         if program is None:
             pytest.skip("pgbouncer is not installed")
-        self.program = program
+        self.cluster = cluster
         self.home = _home()
         self.port = ports.free_base(range(10_000, 32_000), (0,))
         config = [

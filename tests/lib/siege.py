@@ -20,6 +20,7 @@ from tests.lib.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.lib.databases import Engine
     from tests.lib.sink import Taken
 
 ALICE, BOB, CAROL = "alice@one.test", "bob@one.test", "carol@two.test"
@@ -73,7 +74,9 @@ class Smarthost:
 
 
 @contextlib.contextmanager
-def besieged(home: pathlib.Path, smarthost: Smarthost) -> Iterator[daemon.Daemon]:
+def besieged(
+    home: pathlib.Path, smarthost: Smarthost, engine: Engine
+) -> Iterator[daemon.Daemon]:
     """Run a daemon of four accounts in two domains; look at its log in the end."""
     before = os.umask(0)  # the worst that a shell may hand down
     try:
@@ -82,6 +85,7 @@ def besieged(home: pathlib.Path, smarthost: Smarthost) -> Iterator[daemon.Daemon
             *(f"{user}:{password}" for user, password in PASSWORDS.items()),
             domains=("one.test", "two.test"),
             hostname="mx.one.test",
+            engine=engine,
         )
         made.override(
             '[server]\nlog_level = "debug"\n'
