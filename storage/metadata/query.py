@@ -1,5 +1,5 @@
-"""Email/query (RFC 8621 section 4.4): a mailbox by date from its index, the rest
-by a scan of the narrow table and a filter evaluated in Python, off the loop.
+"""Email/query (RFC 8621 section 4.4): by date from an index, as far as is wanted; the
+rest by a scan of the narrow table, off the loop.
 
 Ties are broken by id, in the direction of the first comparator.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import itertools
+from array import array
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
@@ -16,10 +16,22 @@ from sqlalchemy import select
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata import boxes, query_filter
 from storage.metadata.accounts import read_state
-from storage.metadata.query_sort import sort_rows
+from storage.metadata.query_sort import number_key, sort_rows
+from storage.metadata.query_walk import (
+    COUNT,
+    FACTS,
+    FIRST,
+    HIDDEN,
+    HIGHEST,
+    LOWEST,
+    THREADS,
+    Way,
+    walk,
+)
 from storage.metadata.sql import InIds, Sql, ids, inline, p
-from storage.metadata.tables import EMAIL_STATE, MAILBOX_EMAIL
+from storage.metadata.tables import EMAIL_STATE
 from storage.model import (
+    SEEN,
     SYSTEM_KEYWORDS,
     AccountState,
     Condition,
@@ -30,43 +42,16 @@ from storage.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from storage.api import Row, Tx
+    from storage.metadata.query_sort import Key
 
-PAGE_ROWS = 500  # what the loop may read of an index
+QUICK_ROWS = 500  # what the loop may read of an index
 CHUNK = 2000
 MANY = 10_000  # emails that are looked up one by one rather than in a scan of all
-EVERYTHING = 1 << 62
 
-_me, _es = MAILBOX_EMAIL.c, EMAIL_STATE.c
-_page = (_me.account_id == p("a"), _me.mailbox_id == p("box"), _me.deleted == 0)
-
-
-def _ordered(ascending: bool, unseen: bool) -> Sql:
-    conditions = (*_page, _me.unseen == 1) if unseen else _page
-    order = (_me.received_at, _me.email_id)
-    if not ascending:
-        order = tuple(column.desc() for column in order)  # type: ignore[assignment]
-    chosen = select(_me.email_id, _me.thread_id).where(*conditions)
-    return Sql(chosen.order_by(*order).limit(p("n")).offset(p("skip")))
-
-
-ORDERED = {
-    (ascending, unseen): _ordered(ascending, unseen)
-    for ascending in (False, True)
-    for unseen in (False, True)
-}
-_facts = (
-    _es.email_id,
-    _es.thread_id,
-    _es.received_at,
-    _es.sent_at,
-    _es.size,
-    _es.has_attachment,
-    _es.system,
-    _es.keywords,
-)
+_es = EMAIL_STATE.c
 _wanted = (
     _es.account_id == p("a"),
     _es.shown > 0,
@@ -75,40 +60,95 @@ _wanted = (
     _es.received_at >= p("low"),
     _es.received_at < p("high"),
 )
-SCAN = Sql(select(*_facts).where(*_wanted).order_by(_es.email_id).limit(p("n")))
-SCAN_IDS = Sql(
-    select(*_facts)
-    .where(*_wanted, InIds(_es.email_id, "emails"))
-    .order_by(_es.email_id)
-    .limit(p("n"))
-)
+_found = select(_es.email_id, *FACTS).order_by(_es.email_id).limit(p("n"))
+SCAN = Sql(_found.where(*_wanted))
+SCAN_IDS = Sql(_found.where(*_wanted, InIds(_es.email_id, "emails")))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Page:
-    """A query that the index of a mailbox answers."""
-
-    mailbox_id: int
-    unseen: bool
-    ascending: bool
+# --- what is asked for ------------------------------------------------------------
 
 
-def _as_page(query: EmailQuery) -> _Page | None:
-    """Recognise "this mailbox by date", perhaps only what is unread."""
-    if len(query.sort) != 1 or query.sort[0].by != "receivedAt":
-        return None
-    box, unseen = None, False
-    for leaf in _and_leaves(query.filter):
+@dataclasses.dataclass(slots=True)
+class _Asked:
+    """A filter taken apart: what an index or the scan decides, and the rest."""
+
+    by_date: bool
+    box: int | None = None  # the mailbox to walk through
+    mask: int = 0  # system bits looked at
+    bits: int = 0  # and how they must be
+    low: int = LOWEST
+    high: int = HIGHEST
+    only: frozenset[int] | None = None
+    never: bool = False
+    boxes: list[int] = dataclasses.field(default_factory=list)  # to be in as well
+    rest: list[Filter] = dataclasses.field(default_factory=list)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but a mailbox, and perhaps what is unseen, is asked for."""
+        seen = self.unseen or not self.mask
+        return seen and not (self.never or self.rest or self.dated or self.boxes)
+
+    @property
+    def dated(self) -> bool:
+        """Whether dates are bounded, or ids are given."""
+        return self.only is not None or (self.low, self.high) != (LOWEST, HIGHEST)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the index of what is unseen in the mailbox answers."""
+        return self.box is not None and (self.mask, self.bits) == (SEEN, 0)
+
+    def way(self, query: EmailQuery) -> Way:
+        """Return the walk through what may be found, in order of date."""
+        mask = 0 if self.unseen else self.mask
+        ascending = query.sort[0].ascending
+        facts = bool(self.rest or mask or self.boxes)
+        bounds = self.low, self.high, mask, self.bits
+        return Way(self.box, self.unseen, ascending, facts, *bounds)
+
+    def take(self, leaf: Filter) -> None:
+        """Take one required condition in."""
         match leaf:
-            case Condition("in_mailbox", int(value)) if box is None:
-                box = value
-            case Condition("not_keyword", "$seen"):
-                unseen = True
+            case Condition("in_mailbox", int(value)):
+                if self.box is None:
+                    self.box = value
+                elif value != self.box:
+                    self.boxes.append(value)
+            case Condition("ids", frozenset() as value):
+                self.only = value if self.only is None else self.only & value
+            case Condition("has_keyword", str(value)) if value in SYSTEM_KEYWORDS:
+                self._flag(SYSTEM_KEYWORDS[value], there=True)
+            case Condition("not_keyword", str(value)) if value in SYSTEM_KEYWORDS:
+                self._flag(SYSTEM_KEYWORDS[value], there=False)
+            case Condition("before", int(value)):
+                self.high = min(self.high, value)
+            case Condition("after", int(value)):
+                self.low = max(self.low, value)
             case _:
-                return None
-    if box is None:
-        return None
-    return _Page(box, unseen, query.sort[0].ascending)
+                self.rest.append(leaf)
+
+    def _flag(self, bit: int, *, there: bool) -> None:
+        if self.mask & bit and bool(self.bits & bit) != there:
+            self.never = True
+        self.mask |= bit
+        self.bits |= bit if there else 0
+
+    def passing(self, tx: Tx, account: int) -> query_filter.Passing | None:
+        """Return what the rows must pass, if anything."""
+        boxes = [Condition("in_mailbox", box) for box in self.boxes]
+        if not self.rest and not boxes:
+            return None
+        tree = Operator("AND", (*self.rest, *boxes))
+        return query_filter.Passing(tx, account, tree)
+
+
+def _asked(query: EmailQuery) -> _Asked:
+    by_date = len(query.sort) == 1 and query.sort[0].by == "receivedAt"
+    asked = _Asked(by_date)
+    for leaf in _and_leaves(query.filter):
+        asked.take(leaf)
+    return asked
 
 
 def _and_leaves(tree: Filter | None) -> list[Filter]:
@@ -120,99 +160,174 @@ def _and_leaves(tree: Filter | None) -> list[Filter]:
     return [tree]
 
 
+# --- pages on the loop ------------------------------------------------------------
+
+
 @inline
 def quick(tx: Tx, account: int, query: EmailQuery) -> QueryResult | None:
-    """Answer the first pages of a mailbox from its index, on the loop.
+    """Answer the first pages by date from an index, on the loop.
 
     None when that would take long, or when the query is another one.
     """
-    page = _as_page(query)
-    limit = query.limit
-    if page is None or limit is None or query.anchor is not None:
+    asked, limit = _asked(query), query.limit
+    if not asked.by_date or not asked.plain or limit is None:
         return None
-    if query.position < 0 or query.position + limit > PAGE_ROWS:
+    end = query.position + limit
+    if query.anchor is not None or query.position < 0 or end > QUICK_ROWS:
         return None
     total = None
     if query.total:
-        total = _quick_total(tx, account, query, page)
+        total = _counted(tx, account, query, asked, few=True)
         if total is None:
             return None
-    found = _first(tx, account, query, page, limit)
-    if found is None:
+    # enough for most threads to be seen, and never more than the loop may read
+    first = min(QUICK_ROWS, 2 * end + 20) if query.collapse_threads else max(end, 1)
+    rows = next(walk(tx, account, asked.way(query), first))
+    found = _collapsed(rows) if query.collapse_threads else [row[0] for row in rows]
+    if len(found) < end and len(rows) == first:
         return None
-    return QueryResult(found, query.position, total, read_state(tx, account))
-
-
-def _quick_total(tx: Tx, account: int, query: EmailQuery, page: _Page) -> int | None:
-    """Return the total from the mailbox's counters, when they tell it."""
-    row = tx.one(boxes.ONE, {"a": account, "box": page.mailbox_id})
-    if row is None:
-        return 0
-    unseen, deleted, total_emails, total_threads = row[13], row[14], row[16], row[18]
-    if not page.unseen:
-        return int(total_threads if query.collapse_threads else total_emails)
-    return None if deleted or query.collapse_threads else int(unseen)
-
-
-def _first(
-    tx: Tx, account: int, query: EmailQuery, page: _Page, limit: int
-) -> tuple[int, ...] | None:
-    statement = ORDERED[page.ascending, page.unseen]
-    params = {"a": account, "box": page.mailbox_id}
-    end = query.position + limit
-    if not query.collapse_threads:
-        rows = tx.all(statement, {**params, "n": limit, "skip": query.position})
-        return tuple(row[0] for row in rows)
-    wanted = min(PAGE_ROWS, 2 * end + 20)
-    rows = tx.all(statement, {**params, "n": wanted, "skip": 0})
-    kept = _collapse(rows)
-    if len(kept) < end and len(rows) == wanted:
-        return None
-    return tuple(kept[query.position : end])
-
-
-def _collapse(rows: Sequence[Row]) -> list[int]:
-    """Keep the first email of each thread: rows are (email, thread, ...)."""
-    seen: dict[int, int] = {}
-    for row in rows:
-        seen.setdefault(row[1], row[0])
-    return list(seen.values())
-
-
-def run(tx: Tx, account: int, query: EmailQuery) -> QueryResult:
-    """Answer any query; ANCHOR_NOT_FOUND."""
-    page = _as_page(query)
-    if page is not None:
-        params = {"a": account, "box": page.mailbox_id, "n": EVERYTHING, "skip": 0}
-        rows = tx.all(ORDERED[page.ascending, page.unseen], params)
-    elif _wants_top(query):
-        return _top(tx, account, query)
-    else:
-        rows = sort_rows(tx, account, list(_scan(tx, account, query)), query.sort)
-    found = _collapse(rows) if query.collapse_threads else [row[0] for row in rows]
-    return window(query, found, read_state(tx, account))
-
-
-def _wants_top(query: EmailQuery) -> bool:
-    """Whether only the first rows by date are wanted, so that not all are kept."""
-    by_date = len(query.sort) == 1 and query.sort[0].by == "receivedAt"
-    plain = not query.collapse_threads and query.anchor is None
-    return by_date and plain and query.limit is not None and query.position >= 0
-
-
-def _top(tx: Tx, account: int, query: EmailQuery) -> QueryResult:
-    """Answer a page by date; memory is that of the rows up to its end."""
-    pick = heapq.nsmallest if query.sort[0].ascending else heapq.nlargest
-    end = query.position + (query.limit or 0)
-    seen = itertools.count()
-    rows = (row for row, _ in zip(_scan(tx, account, query), seen, strict=False))
-    first = pick(max(end, 1), rows, key=lambda row: (row[2], row[0]))
-    total = next(seen) if query.total else None
-    wanted = tuple(row[0] for row in first[query.position : end])
+    wanted = tuple(found[query.position : end])
     return QueryResult(wanted, query.position, total, read_state(tx, account))
 
 
-def window(query: EmailQuery, found: list[int], state: AccountState) -> QueryResult:
+def _counted(
+    tx: Tx, account: int, query: EmailQuery, asked: _Asked, *, few: bool = False
+) -> int | None:
+    """Return the total when counters, or else (not ``few``) a count tell it."""
+    collapse = query.collapse_threads
+    if asked.never:
+        return 0
+    if asked.box is not None:
+        return _in_box(tx, account, asked, collapse=collapse) if asked.plain else None
+    if asked.plain and not collapse:
+        hidden = tx.one(HIDDEN, {"a": account})
+        return read_state(tx, account).message_count - int(hidden[0] if hidden else 0)
+    if few or asked.rest or asked.only is not None:
+        return None
+    if collapse and not asked.plain:
+        return None
+    bounds = {"low": asked.low, "high": asked.high, "mask": asked.mask}
+    params = {"a": account, "bits": asked.bits, **bounds}
+    row = tx.one(THREADS if collapse else COUNT, params)
+    return int(row[0]) if row else 0
+
+
+def _in_box(tx: Tx, account: int, asked: _Asked, *, collapse: bool) -> int | None:
+    row = tx.one(boxes.ONE, {"a": account, "box": asked.box})
+    if row is None:
+        return 0
+    unseen, deleted, total_emails, total_threads = row[13], row[14], row[16], row[18]
+    if not asked.unseen:
+        return int(total_threads if collapse else total_emails)
+    return None if deleted or collapse else int(unseen)
+
+
+def _first_of_threads(rows: Iterable[Row], seen: set[int]) -> list[Row]:
+    """Leave out emails of threads seen before: rows are (email, thread, ...)."""
+    fresh = []
+    for row in rows:
+        if row[1] not in seen:
+            seen.add(row[1])
+            fresh.append(row)
+    return fresh
+
+
+def _collapsed(rows: Iterable[Row]) -> list[int]:
+    """Return the first email of each thread."""
+    return [row[0] for row in _first_of_threads(rows, set())]
+
+
+# --- any query --------------------------------------------------------------------
+
+
+def run(tx: Tx, account: int, query: EmailQuery) -> QueryResult:
+    """Answer any query; ANCHOR_NOT_FOUND, UNSUPPORTED."""
+    asked = _asked(query)
+    passing = asked.passing(tx, account)  # even if nothing can pass: it checks
+    few = asked.only is not None and len(asked.only) <= MANY
+    if asked.by_date and not few:
+        return _walked(tx, account, query, asked, passing)
+    rows = () if asked.never else _scan(tx, account, asked, passing)
+    pages = query.limit is not None and query.anchor is None and query.position >= 0
+    key = number_key(query.sort)
+    if pages and key is not None and not query.collapse_threads:
+        return _top(tx, account, query, rows, key)
+    ordered = sort_rows(tx, account, [r for some in rows for r in some], query.sort)
+    found = _collapsed(ordered) if query.collapse_threads else [r[0] for r in ordered]
+    return window(query, found, read_state(tx, account))
+
+
+def _walked(
+    tx: Tx,
+    account: int,
+    query: EmailQuery,
+    asked: _Asked,
+    passing: query_filter.Passing | None,
+) -> QueryResult:
+    """Answer a query by date, reading as far as it takes."""
+    total = _counted(tx, account, query, asked) if query.total else None
+    everything = query.total and total is None
+    found = array("Q")
+    seen: set[int] = set()
+    chunks = () if asked.never else walk(tx, account, asked.way(query), _first(query))
+    for chunk in chunks:
+        rows = chunk
+        if asked.only is not None:
+            rows = [row for row in rows if row[0] in asked.only]
+        if passing is not None:
+            rows = passing(rows)
+        if query.collapse_threads:
+            rows = _first_of_threads(rows, seen)
+        found.extend(row[0] for row in rows)
+        if not everything and _enough(query, found):
+            break
+    result = window(query, found, read_state(tx, account))
+    return result if total is None else dataclasses.replace(result, total=total)
+
+
+def _first(query: EmailQuery) -> int:
+    """Return how many rows to begin with."""
+    if query.limit is None or query.anchor is not None or query.position < 0:
+        return CHUNK
+    return min(CHUNK, max(FIRST, query.position + query.limit))
+
+
+def _enough(query: EmailQuery, found: array[int]) -> bool:
+    """Whether the window lies within what was found."""
+    if query.limit is None:
+        return False
+    if query.anchor is not None:
+        if query.anchor not in found:
+            return False
+        start = max(0, found.index(query.anchor) + query.anchor_offset)
+        return start + query.limit <= len(found)
+    return query.position >= 0 and query.position + query.limit <= len(found)
+
+
+def _top(
+    tx: Tx,
+    account: int,
+    query: EmailQuery,
+    chunks: Iterable[list[Row]],
+    key: Key,
+) -> QueryResult:
+    """Answer a page in an order of numbers; memory is that of its end."""
+    end = query.position + (query.limit or 0)
+    total = 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal total
+        for rows in chunks:
+            total += len(rows)
+            yield from rows
+
+    first = heapq.nsmallest(max(end, 1), counted(), key=key)
+    wanted = tuple(row[0] for row in first[query.position : end])
+    state = read_state(tx, account)
+    return QueryResult(wanted, query.position, total if query.total else None, state)
+
+
+def window(query: EmailQuery, found: Sequence[int], state: AccountState) -> QueryResult:
     """Cut the answer out of all ids in order; ANCHOR_NOT_FOUND."""
     start = _start(query, found)
     end = None if query.limit is None else start + query.limit
@@ -220,7 +335,7 @@ def window(query: EmailQuery, found: list[int], state: AccountState) -> QueryRes
     return QueryResult(tuple(found[start:end]), start, total, state)
 
 
-def _start(query: EmailQuery, found: list[int]) -> int:
+def _start(query: EmailQuery, found: Sequence[int]) -> int:
     """Return where the window begins (RFC 8620 section 5.5)."""
     if query.anchor is not None:
         try:
@@ -235,56 +350,24 @@ def _start(query: EmailQuery, found: list[int]) -> int:
 # --- the scan -------------------------------------------------------------------
 
 
-@dataclasses.dataclass(slots=True)
-class _Bounds:
-    """What the scan itself can leave out."""
-
-    mask: int = 0  # system bits looked at
-    bits: int = 0  # and how they must be
-    low: int = -(1 << 62)
-    high: int = 1 << 62
-    only: frozenset[int] | None = None
-    never: bool = False
-
-    def limit_to(self, emails: frozenset[int]) -> None:
-        """Look at these emails only."""
-        self.only = emails if self.only is None else self.only & emails
-
-    def flag(self, keyword: str, *, there: bool) -> bool:
-        """Require a system flag; False when the keyword is not one."""
-        bit = SYSTEM_KEYWORDS.get(keyword)
-        if not bit:
-            return False
-        if self.mask & bit and bool(self.bits & bit) != there:
-            self.never = True
-        self.mask |= bit
-        self.bits |= bit if there else 0
-        return True
-
-
-def _scan(tx: Tx, account: int, query: EmailQuery) -> Iterator[Row]:
-    """Yield the facts of every email that passes the filter."""
-    bounds = _Bounds()
-    rest = [
-        leaf
-        for leaf in _and_leaves(query.filter)
-        if not _bound(tx, account, bounds, leaf)
-    ]
-    test: Callable[[Row], bool] = query_filter.build(
-        tx, account, Operator("AND", tuple(rest))
-    )
-    if bounds.never:
-        return
+def _scan(
+    tx: Tx, account: int, asked: _Asked, passing: query_filter.Passing | None
+) -> Iterator[list[Row]]:
+    """Yield the facts of every email that passes, in chunks by id."""
+    only = asked.only
+    if asked.box is not None:
+        inside = query_filter.emails_in(tx, account, asked.box)
+        only = inside if only is None else only & inside
     params: dict[str, object] = {
         "a": account,
-        "mask": bounds.mask,
-        "bits": bounds.bits,
-        "low": bounds.low,
-        "high": bounds.high,
+        "mask": asked.mask,
+        "bits": asked.bits,
+        "low": asked.low,
+        "high": asked.high,
         "n": CHUNK,
     }
-    for rows in _chunks(tx, params, bounds.only):
-        yield from filter(test, rows) if rest else rows
+    for rows in _chunks(tx, params, only):
+        yield rows if passing is None else passing(rows)
 
 
 def _chunks(
@@ -304,23 +387,3 @@ def _chunks(
         if len(rows) < CHUNK:
             return
         after = rows[-1][0]
-
-
-def _bound(tx: Tx, account: int, bounds: _Bounds, leaf: Filter) -> bool:
-    """Take a required condition into the scan; False when Python must test it."""
-    match leaf:
-        case Condition("in_mailbox", int(value)):
-            bounds.limit_to(query_filter.emails_in(tx, account, value))
-        case Condition("ids", frozenset() as value):
-            bounds.limit_to(value)
-        case Condition("has_keyword", str(value)):
-            return bounds.flag(value, there=True)
-        case Condition("not_keyword", str(value)):
-            return bounds.flag(value, there=False)
-        case Condition("before", int(value)):
-            bounds.high = min(bounds.high, value)
-        case Condition("after", int(value)):
-            bounds.low = max(bounds.low, value)
-        case _:
-            return False
-    return True

@@ -1,7 +1,7 @@
 """Filters of Email/query as functions of a scanned row.
 
 A row is (email_id, thread_id, received_at, sent_at, size, has_attachment, system
-bits, keywords).  What concerns mailboxes or whole threads is read once, as sets.
+bits, keywords).  What concerns mailboxes or whole threads is looked up for each chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from storage.metadata.tables import EMAIL_STATE, MAILBOX_EMAIL
 from storage.model import SYSTEM_KEYWORDS, Condition, Filter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from storage.api import Row, Tx
 
@@ -25,21 +25,16 @@ if TYPE_CHECKING:
 EMAIL, THREAD, RECEIVED, SENT, SIZE, ATTACHMENT, SYSTEM, KEYWORDS = range(8)
 
 _me, _es = MAILBOX_EMAIL.c, EMAIL_STATE.c
-IN_MAILBOX = Sql(
-    select(_me.email_id).where(
-        _me.account_id == p("a"), _me.mailbox_id == p("box"), _me.deleted == 0
-    )
+_mine = (_me.account_id == p("a"), _me.deleted == 0)
+IN_MAILBOX = Sql(select(_me.email_id).where(*_mine, _me.mailbox_id == p("box")))
+AMONG = (*_mine, InIds(_me.email_id, "emails"))
+INSIDE = Sql(select(_me.email_id).where(*AMONG, InIds(_me.mailbox_id, "boxes")))
+ELSEWHERE = Sql(select(_me.email_id).where(*AMONG, ~InIds(_me.mailbox_id, "boxes")))
+_flags_of = select(_es.thread_id, _es.system, _es.keywords).where(
+    _es.account_id == p("a"), _es.shown > 0
 )
-ELSEWHERE = Sql(
-    select(_me.email_id)
-    .distinct()
-    .where(_me.account_id == p("a"), ~InIds(_me.mailbox_id, "boxes"), _me.deleted == 0)
-)
-THREAD_FLAGS = Sql(
-    select(_es.thread_id, _es.system, _es.keywords).where(
-        _es.account_id == p("a"), _es.shown > 0
-    )
-)
+THREAD_FLAGS = Sql(_flags_of)
+FLAGS_OF_THREADS = Sql(_flags_of.where(InIds(_es.thread_id, "threads")))
 
 
 def emails_in(tx: Tx, account: int, mailbox_id: int) -> frozenset[int]:
@@ -59,17 +54,77 @@ def keyword_test(keyword: str, system: int, keywords: int) -> Test:
 
 def threads_having(tx: Tx, account: int, keyword: str) -> tuple[set[int], set[int]]:
     """Return the threads in which (some, all) emails have a keyword."""
+    return _having(keyword, tx.all(THREAD_FLAGS, {"a": account}))
+
+
+def _having(keyword: str, rows: Iterable[Row]) -> tuple[set[int], set[int]]:
     test = keyword_test(keyword, 1, 2)
     some: set[int] = set()
     lacking: set[int] = set()
-    for row in tx.all(THREAD_FLAGS, {"a": account}):
+    for row in rows:
         (some if test(row) else lacking).add(row[0])
     return some, some - lacking
 
 
-def build(tx: Tx, account: int, tree: Filter) -> Test:
-    """Return a function that tells whether a row passes the filter."""
-    return combine(tree, lambda leaf: _leaf(tx, account, leaf))
+class Passing:
+    """A filter over chunks of rows: what the rows do not tell is looked up by chunk."""
+
+    def __init__(self, tx: Tx, account: int, tree: Filter) -> None:
+        self._tx = tx
+        self._account = account
+        self._look_ups: list[Callable[[Sequence[Row]], None]] = []
+        self._test = combine(tree, self._leaf)
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        """Return those rows of a chunk that pass."""
+        if not rows:
+            return rows
+        for look_up in self._look_ups:
+            look_up(rows)
+        return list(filter(self._test, rows))
+
+    def _leaf(self, leaf: Condition) -> Test:
+        value: Any = leaf.value
+        plain = _PLAIN.get(leaf.op)
+        if plain is not None:
+            return plain(value)
+        if leaf.op in _THREADS:
+            return self._of_threads(leaf.op, value)
+        match leaf.op:
+            case "in_mailbox":
+                return self._members(INSIDE, (value,))
+            case "in_mailbox_other_than":
+                return self._members(ELSEWHERE, value)
+        raise unknown(leaf)
+
+    def _members(self, statement: Sql, boxes: Iterable[int]) -> Test:
+        known: set[int] = set()
+        params = {"a": self._account, "boxes": ids(boxes)}
+
+        def look_up(rows: Sequence[Row]) -> None:
+            emails = ids(row[EMAIL] for row in rows)
+            found = self._tx.all(statement, {**params, "emails": emails})
+            known.clear()
+            known.update(row[0] for row in found)
+
+        self._look_ups.append(look_up)
+        return lambda row: row[EMAIL] in known
+
+    def _of_threads(self, op: str, keyword: str) -> Test:
+        known: set[int] = set()
+
+        def look_up(rows: Sequence[Row]) -> None:
+            threads = ids({row[THREAD] for row in rows})
+            params = {"a": self._account, "threads": threads}
+            found = self._tx.all(FLAGS_OF_THREADS, params)
+            some, every = _having(keyword, found)
+            known.clear()
+            known.update(every if op.startswith("all") else some)
+
+        self._look_ups.append(look_up)
+        if op.startswith("none"):
+            return lambda row: row[THREAD] not in known
+        return lambda row: row[THREAD] in known
 
 
 def combine(tree: Filter, leaf: Callable[[Condition], Test]) -> Test:
@@ -90,28 +145,6 @@ def combine(tree: Filter, leaf: Callable[[Condition], Test]) -> Test:
 def unknown(tree: Filter) -> MailError:
     """Return the error for a condition or operator that there is not."""
     return MailError(Kind.UNSUPPORTED, f"unknown filter: {tree.op}")
-
-
-def _leaf(tx: Tx, account: int, leaf: Condition) -> Test:
-    value: Any = leaf.value
-    plain = _PLAIN.get(leaf.op)
-    if plain is not None:
-        return plain(value)
-    if leaf.op in _THREADS:
-        some, every = threads_having(tx, account, value)
-        threads = every if leaf.op.startswith("all") else some
-        if leaf.op.startswith("none"):
-            return lambda row: row[THREAD] not in threads
-        return lambda row: row[THREAD] in threads
-    match leaf.op:
-        case "in_mailbox":
-            inside = emails_in(tx, account, value)
-        case "in_mailbox_other_than":
-            rows = tx.all(ELSEWHERE, {"a": account, "boxes": ids(value)})
-            inside = frozenset(row[0] for row in rows)
-        case _:
-            raise unknown(leaf)
-    return lambda row: row[EMAIL] in inside
 
 
 def _not_keyword(value: str) -> Test:

@@ -35,6 +35,7 @@ MODULES = (
     "query",
     "query_filter",
     "query_sort",
+    "query_walk",
     "retired",
     "submissions",
     "texts",
@@ -46,7 +47,10 @@ KNOWN = {  # what may scan or sort, and why
     "messages.VIEW": "aggregates its own rows, which the index brings in order",
     "messages.VANISHED": "tombstones are kept by modseq, told by uid",
     "threads.EMAILS": "a handful of emails each",
-    "query_filter.ELSEWHERE": "a look at the whole account, off the loop",
+    "query.THREADS": "counts the threads of all mail, off the loop",
+    "query.COUNT": "counts all mail, off the loop",
+    "query_walk.THREADS": "the same",
+    "query_walk.COUNT": "the same",
     "query_filter.THREAD_FLAGS": "a look at the whole account, off the loop",
     "texts.LAST": "ends at the first row",
 }
@@ -96,6 +100,11 @@ STARTS = {  # where a statement that could begin elsewhere must begin
     "messages.CHANGED": "email_state USING INDEX email_state_modseq",
     "messages.VIEW": "mailbox_email USING PRIMARY KEY (account_id=? AND mailbox_id=?",
     "changes.EMAILS": "email_state USING INDEX email_state_modseq",
+    **{
+        f"query_walk.WALK[('all', {facts}, {ascending})]": "email_state_date (account"
+        for facts in (False, True)
+        for ascending in (False, True)
+    },
     "blobs.MINE": "email USING INDEX email_hash (hash=? AND account_id=?)",
 }
 

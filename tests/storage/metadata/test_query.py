@@ -8,7 +8,7 @@ from array import array
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
-from storage.metadata import flags, query
+from storage.metadata import flags, query, query_walk
 from storage.model import (
     Condition,
     EmailQuery,
@@ -194,15 +194,18 @@ def random_tree(rng, depth=0):
     return Operator(rng.choice(("AND", "AND", "OR", "NOT")), parts)
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(240))
 def test_any_query_is_what_a_naive_one_gives(filled, seed, monkeypatch):
     shard, facts = filled
-    monkeypatch.setattr(query, "CHUNK", 7 + seed)
+    monkeypatch.setattr(query, "CHUNK", 7 + seed % 150)
+    monkeypatch.setattr(query, "FIRST", 1 + seed % 5)
+    monkeypatch.setattr(query_walk, "MOST", 3 + seed % 7)
     monkeypatch.setattr(query, "MANY", seed % 2 * 1000)
     rng = random.Random(seed)
+    sorts = SORTS[:2] if seed > 150 else SORTS
     asked = EmailQuery(
         rng.choice((None, random_tree(rng), random_tree(rng), rng.choice(LEAVES))),
-        tuple(rng.sample(SORTS, rng.choice((1, 1, 2)))),
+        tuple(rng.sample(sorts, rng.choice((1, 1, 2)) if seed <= 150 else 1)),
         position=rng.choice((0, 0, 3, -4, 500)),
         limit=rng.choice((None, 0, 5, 20)),
         collapse_threads=rng.random() < 0.4,
@@ -293,3 +296,52 @@ def test_a_huge_thread_does_not_hold_the_loop():
     asked = EmailQuery(Condition("in_mailbox", 1), limit=5, collapse_threads=True)
     assert shard.run(query.quick, asked) is None
     assert shard.run(query.run, asked).ids == (699, 700)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        EmailQuery(limit=5, total=True),
+        EmailQuery(limit=5, collapse_threads=True),
+        EmailQuery(Condition("in_mailbox", 1), limit=5, total=True),
+        EmailQuery(Condition("in_mailbox", 1), limit=5, position=600),
+        EmailQuery(Condition("in_mailbox_other_than", (2, 3)), limit=5),
+        EmailQuery(Condition("some_in_thread_have_keyword", "$seen"), limit=5),
+        EmailQuery(
+            Operator("AND", (Condition("in_mailbox", 1), Condition("min_size", 9))),
+            limit=5,
+        ),
+        EmailQuery(Condition("before", NOW + 700), limit=5),
+        EmailQuery(Condition("has_keyword", "$seen"), limit=5),
+    ],
+)
+def test_a_page_by_date_costs_the_same_in_a_larger_mailbox(large, asked):
+    """Steps of SQLite's machine are counted, so that no scan can creep in."""
+
+    def steps(shard):
+        count = 0
+
+        def step():
+            nonlocal count
+            count += 1
+
+        shard.connection.set_progress_handler(step, 20)
+        answer = shard.run(query.quick, asked) or shard.run(query.run, asked)
+        shard.connection.set_progress_handler(None, 0)
+        assert len(answer.ids) == 5
+        return count
+
+    few, many = map(steps, large)
+    assert many < 1.2 * few + 20
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Two shards, one of which holds four times as much as the other."""
+    shards = []
+    for count in (1000, 4000):
+        shard = Shard()
+        for number in range(1, count + 1):
+            shard.deliver(number, flags=Flags(number % 2), thread_keys=keys(number))
+        shards.append(shard)
+    return shards
