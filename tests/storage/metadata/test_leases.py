@@ -1,0 +1,33 @@
+"""Who does a piece of background work."""
+
+from __future__ import annotations
+
+from storage.metadata import leases
+from tests.lib.shard import Shard
+
+ME, YOU = b"m" * 16, b"y" * 16
+
+
+def test_one_at_a_time_until_it_ends_or_is_given_back():
+    shard = Shard()
+    assert shard.run(leases.take, ("prune", ME, 15)) == 1
+    assert shard.run(leases.take, ("prune", YOU, 15)) is None
+    shard.now += 15
+    assert shard.run(leases.take, ("prune", YOU, 15)) is None  # not over yet
+    assert shard.run(leases.take, ("other", YOU, 15)) == 1
+    shard.now += 1
+    assert shard.run(leases.take, ("prune", YOU, 15)) == 2
+    assert not shard.run(leases.release, ("prune", ME))
+    assert shard.run(leases.release, ("prune", YOU))
+    assert shard.run(leases.take, ("prune", ME, 15)) == 3
+
+
+def test_renewing_keeps_the_term_and_returning_does_not_bring_an_old_one_back():
+    shard = Shard()
+    assert shard.run(leases.take, ("prune", ME, 15)) == 1
+    shard.now += 10
+    assert shard.run(leases.take, ("prune", ME, 15)) == 1
+    shard.now += 10
+    assert shard.run(leases.take, ("prune", YOU, 15)) is None
+    shard.run(leases.release, ("prune", ME))
+    assert shard.run(leases.take, ("prune", ME, 15)) == 2
