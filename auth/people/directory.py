@@ -93,8 +93,12 @@ class Directory:
     async def start(self) -> None:
         """Load where every account lives."""
         self._take(await self._database.read(units.load, 0, self._version))
-        if elsewhere := self._shard_of.count(ELSEWHERE):
+        if elsewhere := self.elsewhere():
             log.error("accounts-on-unknown-shards", accounts=elsewhere)
+
+    def elsewhere(self) -> int:
+        """Return how many accounts live on shards that are not configured."""
+        return self._shard_of.count(ELSEWHERE)
 
     async def watch(self) -> None:
         """Notice other processes' changes until cancelled."""

@@ -32,6 +32,10 @@ LINE_LIMIT = 1 << 20
 LONGEST = 107  # octets of a socket's path (unix(7))
 
 
+class _GoneError(Exception):
+    """The client left before its command was done."""
+
+
 async def serve(path: pathlib.Path, handler: Handler) -> asyncio.Server:
     """Listen on ``path``; a stale socket of a dead daemon is replaced."""
     path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, before serving
@@ -87,6 +91,8 @@ async def _answer(
     line: bytes, writer: asyncio.StreamWriter, handler: Handler
 ) -> dict[str, Any]:
     def progress(state: dict[str, Any]) -> None:
+        if writer.is_closing():  # the client was interrupted: so is its command
+            raise _GoneError
         _send(writer, {"progress": state})
 
     try:
@@ -98,6 +104,9 @@ async def _answer(
         return {"result": await handler(command, args, progress)}
     except MailError as error:
         return _refusal(error)
+    except _GoneError:
+        log.info("control-interrupted", command=command)
+        return {}
     except Exception:
         log.exception("control-failed", command=command)
         return _refusal(MailError(Kind.INTERNAL, "see the daemon's log"))

@@ -1,0 +1,108 @@
+"""What ``storage blobs verify`` and ``stats`` say, without hurrying."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mailserverd.core.errors import MailError
+from mailserverd.services.usage import Pace, Usage, size_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from mailserverd.core.ports import Clock
+    from storage.api import Database, SegmentStore
+    from storage.metadata.queue import MailQueue
+    from storage.report import SegmentInfo, SegmentReport
+
+    Progress = Callable[[dict[str, Any]], None]
+
+
+class Inspection:
+    """Looks at every segment; ``rate`` is in octets per second, 0 for any."""
+
+    def __init__(
+        self,
+        shards: Sequence[Database],
+        queue: MailQueue,
+        blobs: SegmentStore,
+        clock: Clock,
+    ) -> None:
+        self._usage = Usage(shards, queue, blobs)
+        self._blobs = blobs
+        self._clock = clock
+
+    async def verify(self, rate: int, progress: Progress) -> dict[str, Any]:
+        """Read every segment as it lies, without any database.
+
+        Returns {"segments", "records", "octets", "damage": [{"segment", "offset",
+        "end", "why"}, ...]}.
+        """
+        pace, segments = Pace(rate, self._clock), await self._blobs.segments()
+        done: dict[str, Any] = {"segments": 0, "records": 0, "octets": 0, "damage": []}
+        async for report in self._reports(segments):
+            done["segments"] += 1
+            done["records"] += report.records
+            done["octets"] += report.octets
+            done["damage"] += [
+                {"segment": report.segment, **one._asdict()} for one in report.damage
+            ]
+            progress(
+                {
+                    "segment": done["segments"],
+                    "of": len(segments),
+                    "records": done["records"],
+                    "damage": len(done["damage"]),
+                }
+            )
+            await pace.spend(report.octets)
+        return done
+
+    async def _reports(
+        self, segments: Sequence[SegmentInfo]
+    ) -> AsyncIterator[SegmentReport]:
+        for info in segments:
+            try:
+                yield await self._blobs.verify_segment(info.segment)
+            except MailError:
+                if await self._exists(info.segment):
+                    raise
+
+    async def _exists(self, segment: int) -> bool:
+        """Return False for a segment that was removed meanwhile."""
+        return any(one.segment == segment for one in await self._blobs.segments())
+
+    async def stats(self, rate: int, progress: Progress) -> dict[str, Any]:
+        """Return what the store holds, and what of it is needed.
+
+        ``live`` and ``garbage`` are octets, as after a run of the collector;
+        ``puts`` and ``syncs`` are counted since the store was opened.
+        """
+        pace, segments = Pace(rate, self._clock), await self._blobs.segments()
+        octets = live = records = needed = 0
+        for count, info in enumerate(segments, 1):
+            try:
+                held = await self._usage.look(info, pace, foresee=True)
+            except MailError:
+                if await self._exists(info.segment):
+                    raise
+                continue
+            octets += info.octets
+            live += min(size_of(held.needed), info.octets)
+            records += held.records
+            needed += len(held.needed)
+            progress({"segment": count, "of": len(segments), "records": records})
+        counted = self._blobs.stats()
+        return {
+            "segments": len(segments),
+            "unsealed": sum(not info.sealed for info in segments),
+            "octets": octets,
+            "live": live,
+            "garbage": octets - live,
+            "records": records,
+            "live_records": needed,
+            "average_record": octets // records if records else 0,
+            "puts": counted.puts,
+            "syncs": counted.syncs,
+            "syncs_per_put": counted.syncs / counted.puts if counted.puts else 0.0,
+        }
