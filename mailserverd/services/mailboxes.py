@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         Since,
     )
 
-CACHED_ACCOUNTS = 2000
+CACHED = 20_000  # mailboxes of all accounts together: about 15 MB
 FEW = 150  # mailboxes listed on the loop
+SOME = 1000  # of which the changed ones are read on the loop
 EMPTY_AT_ONCE = 2000  # messages removed by one unit before their mailbox goes
 
 
@@ -37,6 +38,7 @@ class Mailboxes:
         self._lists: collections.OrderedDict[int, MailboxList] = (
             collections.OrderedDict()
         )
+        self._cached = 0  # mailboxes in them
 
     async def state(self, access: Access) -> AccountState:
         """Return the account's change counters and quota."""
@@ -55,13 +57,27 @@ class Mailboxes:
         if known is not None and known.state == state:
             self._lists.move_to_end(access.account)
             return known
-        fresh = await self._store.read(access, mailboxes.list_few, FEW)
+        fresh = await self._fresh(access, known)
+        self._remember(access.account, fresh)
+        return fresh
+
+    async def _fresh(self, access: Access, known: MailboxList | None) -> MailboxList:
+        fresh: MailboxList | None = None
+        if known is not None and len(known.mailboxes) <= SOME:
+            fresh = await self._store.read(access, mailboxes.list_again, known)
+        if fresh is None:
+            fresh = await self._store.read(access, mailboxes.list_few, FEW)
         if fresh is None:
             fresh = await self._store.read(access, mailboxes.list_all, None)
-        self._lists[access.account] = fresh
-        if len(self._lists) > CACHED_ACCOUNTS:
-            self._lists.popitem(last=False)
         return fresh
+
+    def _remember(self, account: int, fresh: MailboxList) -> None:
+        old = self._lists.pop(account, None)
+        self._cached += len(fresh.mailboxes) - (len(old.mailboxes) if old else 0)
+        self._lists[account] = fresh
+        while self._cached > CACHED and len(self._lists) > 1:
+            _, gone = self._lists.popitem(last=False)
+            self._cached -= len(gone.mailboxes)
 
     async def create(self, access: Access, new: NewMailbox) -> Mailbox:
         """Create a mailbox: ALREADY_EXISTS, NOT_FOUND (parent), INVALID, LIMIT."""

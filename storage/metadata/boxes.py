@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, or_, select, update
 
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata.sql import Sql, p
@@ -59,6 +59,11 @@ COLUMNS = (
     _c.unread_threads,
 )
 ALL = Sql(select(*COLUMNS).where(_mine))
+CHANGED = Sql(
+    select(*COLUMNS).where(
+        _mine, or_(_c.modseq > p("since"), _c.highestmodseq > p("since"))
+    )
+)
 COUNT = Sql(select(func.count()).select_from(MAILBOX).where(_mine))
 ONE = Sql(select(*COLUMNS).where(_mine, _c.mailbox_id == p("box")))
 BY_ROLE = Sql(select(_c.mailbox_id).where(_mine, _c.role == p("wanted")))
@@ -114,6 +119,22 @@ def load(tx: Tx, account: int) -> dict[int, Mailbox]:
     rows = {row[0]: row for row in tx.all(ALL, {"a": account})}
     paths: dict[int, str] = {}
     return {key: _mailbox(row, _path(key, rows, paths)) for key, row in rows.items()}
+
+
+def changed(
+    tx: Tx, account: int, known: Mapping[int, Mailbox], since: int
+) -> dict[int, Mailbox] | None:
+    """Return the mailboxes whose counters changed since a modseq, by id.
+
+    None when more than counters changed since ``known`` was read: then paths or the
+    order may be others.
+    """
+    found: dict[int, Mailbox] = {}
+    for row in tx.all(CHANGED, {"a": account, "since": since}):
+        if row[11] > since or row[0] not in known:  # its properties
+            return None
+        found[row[0]] = _mailbox(row, known[row[0]].path)
+    return found
 
 
 def ordered(boxes: Mapping[int, Mailbox]) -> tuple[Mailbox, ...]:

@@ -10,6 +10,7 @@ from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import Access, system
 from mailserverd.services import mailboxes as service
 from storage.metadata import check
+from storage.metadata import mailboxes as units
 from storage.model import MailboxPatch, NewMailbox
 from tests.lib.office import ME, OTHER, mail, office
 
@@ -30,13 +31,68 @@ def test_the_list_is_cached_and_always_true(tmp_path):
 
 
 def test_the_cache_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "CACHED_ACCOUNTS", 1)
+    monkeypatch.setattr(service, "CACHED", 10)
 
     async def run():
         async with office(tmp_path) as it:
             mine = await it.mailboxes.list(ME)
             await it.mailboxes.list(OTHER)
             assert await it.mailboxes.list(ME) is not mine
+
+    asyncio.run(run())
+
+
+def test_a_list_that_is_brought_up_to_date_is_what_a_new_one_would_be(tmp_path):
+    """Whatever happened meanwhile; one changed mailbox of many is read alone."""
+
+    async def run():
+        async with office(tmp_path) as it:
+            for name in ("a", "a/b", "c"):
+                await it.mailboxes.create_path(ME, name)
+            boxes = {m.path: m.mailbox_id for m in await listed(it)}
+            b = boxes["a/b"]
+
+            async def rename():
+                await it.mailboxes.update(ME, MailboxPatch(boxes["a"], name="z"))
+
+            async def swap():
+                await it.mailboxes.destroy(ME, boxes["c"], remove_emails=False)
+                await it.mailboxes.create_path(ME, "d")
+
+            for change in (
+                lambda: it.add(mail("one")),
+                lambda: it.messages.copy(ME, boxes["INBOX"], [1], b),
+                rename,
+                lambda: it.mailboxes.subscribe(ME, "nowhere", True),
+                lambda: it.add(mail("two")),
+                swap,
+                lambda: it.messages.move(ME, b, [1], boxes["Trash"]),
+                lambda: it.mailboxes.destroy(ME, b, remove_emails=True),
+                lambda: it.mailboxes.set_quota(1, 77),
+            ):
+                await change()
+                known = await it.mailboxes.list(ME)
+                assert known == await it.store.read(ME, units.list_all, None)
+
+    async def listed(it):
+        return (await it.mailboxes.list(ME)).mailboxes
+
+    asyncio.run(run())
+
+
+def test_only_changed_mailboxes_are_read_again(tmp_path):
+    async def run():
+        async with office(tmp_path) as it:
+            for number in range(50):
+                await it.mailboxes.create_path(ME, f"x{number}")
+            before = await it.mailboxes.list(ME)
+            await it.add(mail("one"))
+            after = await it.mailboxes.list(ME)
+            same = [
+                old is new
+                for old, new in zip(before.mailboxes, after.mailboxes, strict=True)
+            ]
+            assert same.count(False) == 1
 
     asyncio.run(run())
 
