@@ -40,18 +40,29 @@ DOWN = gauge("targets_down", "Targets that parts of messages wait for")
 
 
 class Acceptances:
-    """Bookkeeping of messages with several targets."""
+    """Bookkeeping of messages with several targets.
+
+    ``deferred`` is set when a part is left to ``run``.  Parts younger than ``grace``
+    seconds may still be applied by another process, and are left to it.
+    """
 
     def __init__(
-        self, queue: MailQueue, blobs: BlobStore, clock: Clock, offload: Offload
+        self,
+        queue: MailQueue,
+        blobs: BlobStore,
+        clock: Clock,
+        offload: Offload,
+        *,
+        grace: int = 0,
     ) -> None:
         self.queue = queue
         self._blobs = blobs
         self._clock = clock
         self._offload = offload
+        self._grace = grace
         self._applied: dict[bytes, list[str]] = {}
         self._settling: asyncio.Task[None] | None = None
-        self._deferred = asyncio.Event()
+        self.deferred = asyncio.Event()
         self._in_flight: set[bytes] = set()
         self._applying: set[asyncio.Task[None]] = set()
         self._down: dict[str, float] = {}  # since when, or tried again
@@ -102,25 +113,25 @@ class Acceptances:
         before = self._clock.monotonic() - AGAIN
         now = [one for one in targets if self._down.get(one, before) <= before]
         if len(now) < len(targets):
-            self._deferred.set()
+            self.deferred.set()
         try:
             await asyncio.gather(*map(one, now))
         except Exception:
             log.exception("part-failed", acceptance=new.acceptance_id.hex())
-            self._deferred.set()
+            self.deferred.set()
         finally:
             self._in_flight.discard(new.acceptance_id)
 
     def _failed(self, target: str, error: MailError) -> None:
         """Note that a part is still to be applied, and if its target is to blame."""
-        self._deferred.set()
+        self.deferred.set()
         if error.kind in TARGET_DOWN:
             self._is_down(target, str(error))
         else:
             log.warning("part-refused", target=target, error=str(error))
 
     def _is_down(self, target: str, why: str) -> None:
-        self._deferred.set()
+        self.deferred.set()
         if target not in self._down:
             log.warning("target-down", target=target, error=why)
         self._down[target] = self._clock.monotonic()
@@ -174,7 +185,7 @@ class Acceptances:
         working: dict[str, asyncio.Task[int]] = {}
         try:
             while True:
-                self._deferred.clear()
+                self.deferred.clear()
                 targets = await self._waiting()
                 for target in targets:
                     if target not in working or working[target].done():
@@ -184,7 +195,7 @@ class Acceptances:
                     await asyncio.sleep(AGAIN)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0 if targets else LOOK):
-                        await self._deferred.wait()
+                        await self.deferred.wait()
         finally:
             for task in working.values():
                 task.cancel()
@@ -223,7 +234,7 @@ class Acceptances:
     async def _catch_up_from(
         self, deliver: Deliver, target: str, after: tuple[int, bytes]
     ) -> int:
-        before = int(self._clock.now())
+        before = int(self._clock.now()) - self._grace
         failed = in_a_row = 0
         width = 1
         try:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from storage.api import Bus
 
 log = get_logger("changes")
-DIRECTORY, QUEUE = 0, -1
-"""Hints of no account: the directory changed; the queue has something due."""
+DIRECTORY, QUEUE, DEFERRED = 0, -1, -2
+"""Hints of no account: the directory changed; the queue has something due; a part of
+a message waits for its target."""
 POLL = 3.0  # seconds between looks while hints cannot arrive
 LOOKS = 8  # accounts that are looked at at once
 
