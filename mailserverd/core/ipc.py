@@ -337,6 +337,7 @@ class Server:
         self.path = path
         self.peers: set[Peer] = set()
         self.listening: asyncio.Server | None = None
+        self.closed = False
 
     def close_door(self) -> None:
         """Accept nobody any more; those who came stay."""
@@ -347,6 +348,7 @@ class Server:
 
     def close(self) -> None:
         """Accept nobody any more and end all connections."""
+        self.closed = True
         self.close_door()
         for peer in tuple(self.peers):
             peer.close()
@@ -367,6 +369,9 @@ async def listen(
 
     def came(peer: Peer) -> None:
         server.peers.add(peer)
+        if server.closed:  # it was at the door when that was closed
+            peer.abort()
+            return
         if made is not None:
             made(peer)
 
