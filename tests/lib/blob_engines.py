@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
+from storage.blobs import s3
 from storage.blobs.file import FileBlobStore, Options
+from tests.lib import seaweedfs
 
 
 @contextlib.asynccontextmanager
@@ -26,6 +29,35 @@ async def compressing_file_engine(place):
 
 
 @contextlib.asynccontextmanager
+async def s3_engine(place):
+    """SeaweedFS, with limits that small tests reach; ``place`` names the prefix."""
+    options = dataclasses.replace(
+        seaweedfs.options(str(place).strip("/")),
+        cache=str(place),
+        segment_size=50_000,
+        large=400_000,
+        piece=150_000,
+    )
+    async with closing(await s3.S3BlobStore.open(options)) as store:
+        yield store
+
+
+@contextlib.asynccontextmanager
+async def uncached_s3_engine(place):
+    """The same without any cache: every read is a GET."""
+    options = dataclasses.replace(
+        seaweedfs.options(str(place).strip("/")),
+        compression=0,
+        memory=0,
+        segment_size=50_000,
+        large=400_000,
+        piece=150_000,
+    )
+    async with closing(await s3.S3BlobStore.open(options)) as store:
+        yield store
+
+
+@contextlib.asynccontextmanager
 async def closing(store):
     """Close the store at the end."""
     try:
@@ -34,4 +66,9 @@ async def closing(store):
         await store.close()
 
 
-ENGINES = {"file": file_engine, "file-zstd-shared": compressing_file_engine}
+ENGINES = {
+    "file": file_engine,
+    "file-zstd-shared": compressing_file_engine,
+    "s3": s3_engine,
+    "s3-uncached": uncached_s3_engine,
+}
