@@ -43,13 +43,14 @@ class Server:
         return session
 
     async def sweep(self) -> None:
-        """End sessions that are over time; call every few seconds.
+        """End sessions that are over time, drop views; call every few seconds.
 
         Now and then, ask for changes whose announcement was lost.
         """
         now = self.services.clock.monotonic()
         for session in tuple(self.sessions):
             session.check(now)
+        self.views.sweep(now)
         if now - self._polled > POLL:
             self._polled = now
             await self.views.poll()

@@ -80,12 +80,12 @@ class MailboxView:
     """Arrays of one mailbox in uid order, kept current by deltas."""
 
     __slots__ = (
-        "_first_unseen",
         "_keyword_index",
         "_log",
         "_log_start",
         "_log_weight",
         "_rendered",
+        "_seen_below",
         "_texts",
         "account",
         "email_ids",
@@ -127,6 +127,7 @@ class MailboxView:
         for keywords in view.keyword_sets:
             self._learn(keywords)
         self._texts: dict[int, bytes] = {}
+        self._seen_below = 0  # every message with a lower uid has \Seen
         self.tick += 1
         self._forget()
 
@@ -135,7 +136,6 @@ class MailboxView:
         self._log_start = self.tick
         self._log_weight = 0
         self._rendered: dict[tuple[int, bool, Form], bytes] = {}
-        self._first_unseen: int | None = None
 
     def rest(self) -> None:
         """No session looks: drop what only serves them."""
@@ -185,7 +185,6 @@ class MailboxView:
 
     def _record(self, entry: _Entry) -> None:
         self.tick += 1
-        self._first_unseen = None
         self._rendered.clear()
         if not self.selections:
             self._forget()
@@ -237,6 +236,8 @@ class MailboxView:
                 self.modseqs[position] = modseq
                 self.flags[position] = value
                 changed.append(uid)
+                if not value & SEEN:
+                    self._seen_below = min(self._seen_below, uid)
             else:
                 raise RuntimeError(f"uid {uid} appeared below {uids[-1]}")
         return changed
@@ -259,10 +260,11 @@ class MailboxView:
 
     def first_unseen(self) -> int:
         r"""Return the sequence number of the first message without \Seen, or 0."""
-        if self._first_unseen is None:
-            unseen = (i for i, value in enumerate(self.flags, 1) if not value & SEEN)
-            self._first_unseen = next(unseen, 0)
-        return self._first_unseen
+        position = bisect_left(self.uids, self._seen_below)
+        flags = islice(self.flags, position, None)
+        found = next((i for i, f in enumerate(flags, position) if not f & SEEN), -1)
+        self._seen_below = self.uids[found] if found >= 0 else self.uidnext
+        return found + 1
 
     def rendered(self, key: tuple[int, bool, Form]) -> bytes | None:
         """Return what another session at the same tick was told."""

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from storage.model import Mailbox, MailboxList, View, ViewDelta
 
 log = get_logger("imap")
-MAX_MESSAGES = 2_000_000
+MAX_MESSAGES = 1_000_000
 """Messages in views that no session looks at: 24 octets each."""
+REST = 300.0  # seconds that a view is kept after the last session left it
 
 
 class ViewSource(Protocol):
@@ -73,6 +74,7 @@ class _Held:
     hint: int = 0  # account modseq that was announced
     checked: int = 0  # account modseq announced before the last refresh began
     gone: bool = False
+    rested: float = 0.0  # when it was first seen resting; 0 while it is looked at
 
 
 @dataclasses.dataclass(slots=True)
@@ -151,6 +153,7 @@ class Views:
         held = self._resting.pop(key, None)
         if held is not None:
             self._resting_messages -= len(held.view.uids)
+            held.rested = 0.0
             watch.held[key[1]] = held
         return held
 
@@ -175,6 +178,18 @@ class Views:
         while self._resting_messages > self._max_messages:
             _, old = self._resting.popitem(last=False)
             self._resting_messages -= len(old.view.uids)
+
+    def sweep(self, now: float) -> None:
+        """Let go of views that nobody came back to; call every few seconds.
+
+        ``now`` is a monotonic time in seconds.
+        """
+        for key, held in tuple(self._resting.items()):
+            if not held.rested:
+                held.rested = now
+            elif now - held.rested > REST:
+                del self._resting[key]
+                self._resting_messages -= len(held.view.uids)
 
     def _watch(self, account: int) -> _Watch:
         watch = self._watches.get(account)

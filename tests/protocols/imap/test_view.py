@@ -14,7 +14,7 @@ from mailserverd.core.types import Access
 from protocols.imap.view import Form, MailboxView, Selected
 from protocols.imap.wire import sequence
 from protocols.imap.wire.errors import WireError
-from storage.model import KEYWORD_SHIFT, View, ViewDelta
+from storage.model import KEYWORD_SHIFT, SEEN, View, ViewDelta
 
 ACCESS = Access(1, 1)
 KEYWORDS = ((), ("$forwarded",), ("a", "b"))
@@ -168,6 +168,8 @@ def test_clients_converge(seed: int) -> None:
             view.selections.discard(gone.selected)
         else:
             rng.choice(clients).sync(expunge=rng.random() < 0.4)
+        unseen = (i for i, flags in enumerate(view.flags, 1) if not flags & SEEN)
+        assert view.first_unseen() == next(unseen, 0)
     view.apply(mailbox.delta(view.highestmodseq))
     for client in clients:
         client.sync(expunge=False)

@@ -11,7 +11,7 @@ import pytest
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import Access
 from protocols.imap.view import Form
-from protocols.imap.views import MailboxGoneError, Views
+from protocols.imap.views import REST, MailboxGoneError, Views
 from storage.model import AccountState, Mailbox, MailboxList, View, ViewDelta
 
 if TYPE_CHECKING:
@@ -289,6 +289,27 @@ def test_rested_views_are_bounded_by_messages() -> None:
         assert source.views == 3
         assert list(views._resting) == [(1, 1)]
         assert views._resting_messages == 3
+
+    asyncio.run(main())
+
+
+def test_rested_views_are_let_go_after_a_while() -> None:
+    async def main() -> None:
+        source, views = make()
+        views.release(await select(source, views, 1))
+        views.sweep(1000.0)
+        views.release(await select(source, views, 2))
+        views.sweep(1000.0 + REST)
+        assert list(views._resting) == [(1, 1), (1, 2)]
+        again = await select(source, views, 1)  # taken back: its time begins anew
+        views.release(again)
+        del again
+        views.sweep(1001.0 + REST)
+        assert list(views._resting) == [(1, 2), (1, 1)]
+        views.sweep(1002.0 + 2 * REST)
+        assert not views._resting
+        assert views._resting_messages == 0
+        assert source.views == 2
 
     asyncio.run(main())
 
