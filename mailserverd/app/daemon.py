@@ -91,7 +91,8 @@ class Daemon:
         try:
             async with self._changing:
                 await self._fronts.open(self._settings)
-            for name, work in self._graph.background().items():
+            graph = self._graph
+            for name, work in (graph.beside() | graph.background()).items():
                 self.tasks.spawn(name, work)
             self.tasks.spawn("certificates", self._fronts.watch_certificates)
             self.tasks.spawn("watchdog", _watchdog)

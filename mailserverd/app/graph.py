@@ -6,10 +6,11 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
-from auth.people.authenticate import Authenticator
+from auth.people.authenticate import Authenticator, Limits
 from mailserverd.app.accounts import accounts, hasher
 from mailserverd.app.offload import ThreadOffload
 from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.types import system
 from mailserverd.net.dns import CachingResolver
 from mailserverd.net.smtp_out import TcpConnector
 from mailserverd.services.acceptances import Acceptances
@@ -17,7 +18,7 @@ from mailserverd.services.arrival import Context, InboundPolicy
 from mailserverd.services.changes import Changes
 from mailserverd.services.collector import Collector
 from mailserverd.services.deliver import Deliver
-from mailserverd.services.figures import watch_queue
+from mailserverd.services.figures import counted_here, watch_queue
 from mailserverd.services.identities import Identities
 from mailserverd.services.indexer import Indexer
 from mailserverd.services.mailboxes import Mailboxes
@@ -42,14 +43,27 @@ if TYPE_CHECKING:
     from mailserverd.app.stores import Stores
     from mailserverd.core.ports import Clock, Resolver
     from mailserverd.services.accounts import Accounts
+    from mailserverd.services.figures import Counted
     from mailserverd.settings import Settings
-    from storage.api import Cache, SearchIndex, SegmentStore
+    from storage.api import Bus, Cache, SearchIndex
 
 THREADS = 4
 STUCK = 30.0  # seconds after which a batch under way is a fault
 BUSY = 20  # messages per second
+HASHES = 2  # passwords checked at once, in all processes
 COLLECT_EVERY = 6 * 3600.0  # seconds between runs of the collector
 COLLECT_FIRST = 300.0  # seconds after the start
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parts:
+    """What is another thing in one of several processes than in the only one."""
+
+    bus: Bus
+    index: SearchIndex
+    processes: int = 1
+    arrived: Callable[[], int] | None = None  # growing count of arrivals, everywhere
+    counted: Callable[[], Awaitable[Counted]] = counted_here
 
 
 @dataclasses.dataclass(slots=True)
@@ -81,6 +95,7 @@ class Graph:
     pruning: Pruning
     collector: Collector
     upkeep: Upkeep
+    counted: Callable[[], Awaitable[Counted]]
 
     async def recover(self) -> None:
         """Finish what a crash left, before anything is served."""
@@ -94,12 +109,15 @@ class Graph:
         self.runner.settings = schedule(settings)
         self.deliver.give_up = settings.outbound.give_up
 
+    def beside(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """Return what runs in each process, by name."""
+        return {"directory": self.stores.directory.watch}
+
     def background(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """Return what runs beside the listeners, by name."""
+        """Return what runs in one process, by name."""
         return {
-            "directory": self.stores.directory.watch,
             "acceptances": lambda: self.acceptances.run(self.deliver),
-            "figures": lambda: watch_queue(self.queue, self.clock),
+            "figures": lambda: watch_queue(self.queue, self.clock, self.counted),
             "queue": self.runner.run,
             "indexer": self.indexer.run,
             "pruning": self.pruning.watch,
@@ -139,8 +157,8 @@ class Graph:
         self.offload.close()
 
 
-def busy(blobs: SegmentStore, clock: Clock) -> Callable[[], bool]:
-    """Return a function that says if much mail arrives just now.
+def busy(count: Callable[[], int], clock: Clock) -> Callable[[], bool]:
+    """Return a function that says if much mail arrives just now, by a growing count.
 
     Indexing then waits, and searches look at what is not indexed themselves.
     """
@@ -150,7 +168,7 @@ def busy(blobs: SegmentStore, clock: Clock) -> Callable[[], bool]:
         nonlocal since, before, much
         elapsed = clock.monotonic() - since
         if elapsed >= 1:
-            puts = blobs.stats().puts
+            puts = count()
             much = (puts - before) / elapsed > BUSY
             since, before = clock.monotonic(), puts
         return much
@@ -203,14 +221,29 @@ def policy(settings: Settings, resolver: Resolver, offload: ThreadOffload) -> Co
     return Context(resolver, offload, rules)
 
 
-def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
+def alone(settings: Settings) -> Parts:
+    """Return the parts of a process that is the only one."""
+    return Parts(
+        open_bus(settings.storage.bus),
+        open_search(settings.storage.search),
+    )
+
+
+def build(
+    settings: Settings, stores: Stores, clock: Clock, parts: Parts | None = None
+) -> Graph:
     """Build every service."""
+    parts = parts or alone(settings)
     offload = ThreadOffload(THREADS, "offload")
     resolver = CachingResolver(
         settings.dns.servers, clock=clock, timeout=settings.dns.timeout
     )
-    changes = Changes(open_bus(settings.storage.bus))
-    store, blobs = stores.shards, stores.blobs
+    store, blobs, index = stores.shards, stores.blobs, parts.index
+
+    async def look(account: int) -> int:
+        return (await store.read(system(account), units.state, None)).modseq
+
+    changes = Changes(parts.bus, look if parts.processes > 1 else None)
     messages = Messages(store, blobs, changes, clock)
     queue = MailQueue(stores.queue_db)
     acceptances = Acceptances(queue, blobs, clock, offload)
@@ -222,7 +255,6 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         store, blobs, stores.directory, changes, clock, offload, hostname, spool
     )
     receive = Receive(kernel, deliver, policy(settings, resolver, offload))
-    index = open_search(settings.storage.search)
     people = accounts(settings, stores, offload, clock, index.drop)
     router = Router(resolver, clock, routes(settings))
     relay = Relay(router, SmtpDialer(TcpConnector(), hostname))
@@ -235,7 +267,11 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         changes=changes,
         accounts=people,
         authenticator=Authenticator(
-            stores.directory, clock, offload, hasher=hasher(settings)
+            stores.directory,
+            clock,
+            offload,
+            hasher=hasher(settings),
+            limits=Limits(hashes=max(1, HASHES // parts.processes)),
         ),
         mailboxes=Mailboxes(store, changes),
         messages=messages,
@@ -245,7 +281,12 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         search=Search(store, index, messages, offload),
         cache=open_cache(settings.storage.cache),
         indexer=Indexer(
-            store, index, changes, clock, people.account_ids, busy=busy(blobs, clock)
+            store,
+            index,
+            changes,
+            clock,
+            people.account_ids,
+            busy=busy(parts.arrived or (lambda: blobs.stats().puts), clock),
         ),
         queue=queue,
         acceptances=acceptances,
@@ -255,6 +296,9 @@ def build(settings: Settings, stores: Stores, clock: Clock) -> Graph:
         router=router,
         runner=QueueRunner(queue, relay, receive, schedule(settings)),
         pruning=Pruning(stores.shard_dbs, queue, clock),
-        collector=Collector(stores.shard_dbs, queue, blobs, clock),
+        collector=Collector(
+            stores.shard_dbs, queue, blobs, clock, missing=stores.directory.elsewhere
+        ),
+        counted=parts.counted,
         upkeep=Upkeep(stores.directory, store, queue, blobs),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING
 
 from mailserverd.core.errors import MailError
@@ -10,6 +11,8 @@ from mailserverd.core.log import get_logger
 from mailserverd.core.metrics import REGISTRY, gauge
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from mailserverd.core.ports import Clock
     from storage.metadata.queue import MailQueue
 
@@ -18,13 +21,51 @@ INTERVAL = 5.0
 DEPTH = gauge("queue_recipients", "Recipients in the queue", ("state",))
 AGE = gauge("queue_oldest_seconds", "Age of the oldest unfinished message")
 ACCEPTANCES = gauge("queue_acceptances", "Acceptances not yet applied everywhere")
+SYNC_COUNTERS = {"mailserverd_blob_syncs_total", "mailserverd_metadata_commits_total"}
 SYNCS = gauge("syncs_per_message", "Blob and metadata syncs per stored blob")
 
 
-async def watch_queue(queue: MailQueue, clock: Clock) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counted:
+    """What was stored since the start, and with how many syncs."""
+
+    blobs: float = 0.0
+    syncs: float = 0.0  # of blobs and of metadata
+
+    def __add__(self, other: Counted) -> Counted:
+        return Counted(self.blobs + other.blobs, self.syncs + other.syncs)
+
+    @property
+    def syncs_per_message(self) -> float:
+        """Under load it falls well below 1: that is what group commit is for."""
+        return self.syncs / self.blobs if self.blobs else 0.0
+
+
+async def counted_here() -> Counted:
+    """Return what this process counted."""
+    return counted()
+
+
+def counted() -> Counted:
+    """Return what this process counted."""
+    blobs = syncs = 0.0
+    for metric in REGISTRY.collect():
+        for sample in metric.samples:
+            if sample.name == "mailserverd_blob_puts_total":
+                blobs += sample.value
+            elif sample.name in SYNC_COUNTERS:
+                syncs += sample.value
+    return Counted(blobs, syncs)
+
+
+async def watch_queue(
+    queue: MailQueue,
+    clock: Clock,
+    count: Callable[[], Awaitable[Counted]] = counted_here,
+) -> None:
     """Set the gauges until cancelled; a queue that is down leaves them as they are."""
     while True:
-        SYNCS.set(syncs_per_message())
+        SYNCS.set((await count()).syncs_per_message)
         try:
             stats = await queue.stats()
         except MailError as error:
@@ -36,20 +77,3 @@ async def watch_queue(queue: MailQueue, clock: Clock) -> None:
             AGE.set(max(age, 0.0))
             ACCEPTANCES.set(stats.acceptances)
         await asyncio.sleep(INTERVAL)
-
-
-def syncs_per_message() -> float:
-    """Return (blob syncs + commits) / blobs stored since the start; 0 before any.
-
-    Under load it falls well below 1: that is what group commit is for.
-    """
-    blobs = commits = syncs = 0.0
-    for metric in REGISTRY.collect():
-        for sample in metric.samples:
-            if sample.name == "mailserverd_blob_puts_total":
-                blobs = sample.value
-            elif sample.name == "mailserverd_blob_syncs_total":
-                syncs = sample.value
-            elif sample.name == "mailserverd_metadata_commits_total":
-                commits += sample.value
-    return (syncs + commits) / blobs if blobs else 0.0
