@@ -111,7 +111,7 @@ class Storage:
         kinds.many(SQL), (), "Mail metadata: one URL per shard, in any order"
     )
     queue: str = option(SQL, "", "Acceptances and outbound mail")
-    blobs: str = option(kinds.url("file"), "", "Message bytes")
+    blobs: str = option(kinds.url("file", "s3"), "", "Message bytes")
     search: str = option(kinds.url("whoosh"), "", "Full-text indexes")
     bus: str = option(kinds.url("local"), "local:", "Hints between workers")
     cache: str = option(kinds.url("memory"), "memory:", "Inbox cache")

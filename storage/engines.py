@@ -24,6 +24,8 @@ ENGINES = {
     ("size", "sqlite"): "storage.metadata.sqlite_url:size_of",
     ("blobs", "file"): "storage.blobs.file.url:open_blobs",
     ("blob size", "file"): "storage.blobs.file.url:size_of",
+    ("blobs", "s3"): "storage.blobs.s3.url:open_blobs",
+    ("blob size", "s3"): "storage.blobs.s3.url:size_of",
     ("search", "whoosh"): "storage.search.whoosh.client:open_search",
     ("bus", "local"): "storage.bus.local:open_bus",
     ("cache", "memory"): "storage.cache.memory:open_cache",
@@ -78,13 +80,18 @@ async def database_size(url: str) -> int:
     return size
 
 
-async def open_blobs(url: str, clock: Clock, *, exclusive: bool = True) -> SegmentStore:
+async def open_blobs(
+    url: str, clock: Clock, *, exclusive: bool = True, scratch: str = ""
+) -> SegmentStore:
     """Open a blob store, and recover what a crash left.
 
-    Not ``exclusive``: other processes of this node may write there, too.
+    Not ``exclusive``: other processes of this node may write there, too.  ``scratch``
+    is a directory for what the engine may lose, such as a cache.
     """
     opening = constructor("blobs", url)
-    blobs: SegmentStore = await opening(url, clock, exclusive=exclusive)
+    blobs: SegmentStore = await opening(
+        url, clock, exclusive=exclusive, scratch=scratch
+    )
     return blobs
 
 

@@ -161,7 +161,10 @@ async def open_stores(
         directory = Directory(directory_db, clock, [db.uuid for db in shard_dbs])
         await directory.start()
         blobs = await open_blobs(
-            settings.storage.blobs, clock, exclusive=opening.exclusive
+            settings.storage.blobs,
+            clock,
+            exclusive=opening.exclusive,
+            scratch=f"{settings.server.data_dir}/cache",
         )
         stack.pop_all()
     return Stores(

@@ -16,8 +16,11 @@ def path_of(url: str) -> str:
     return url.partition("://")[2]
 
 
-async def open_blobs(url: str, clock: Clock, *, exclusive: bool) -> FileBlobStore:
-    """Open the store, and recover what a crash left."""
+async def open_blobs(
+    url: str, clock: Clock, *, exclusive: bool, scratch: str = ""
+) -> FileBlobStore:
+    """Open the store, and recover what a crash left; it needs no ``scratch``."""
+    del scratch
     options = Options(exclusive=exclusive)
     return await FileBlobStore.open(path_of(url), options, clock=clock)
 
