@@ -7,16 +7,9 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from mailserverd.app.stores import databases
+from mailserverd.app.blob_commands import blob_commands
+from mailserverd.app.databases import status
 from mailserverd.core.errors import Kind, MailError
-from storage.engines import (
-    blobs_size,
-    database_size,
-    inspect_database,
-    migrate_database,
-)
-from storage.metadata.directory import count_by_shard
-from storage.metadata.meta import SCHEMAS
 from storage.metadata.queue_units import routing_domain
 from storage.queue import Entry, Page, Selection, State
 
@@ -24,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from mailserverd.app.graph import Graph
-    from mailserverd.core.ports import Clock
     from mailserverd.settings import Settings
 
     Progress = Callable[[dict[str, Any]], None]
@@ -59,6 +51,7 @@ class Commands:
             "queue.cancel": functools.partial(self._act, self._cancel, OPEN),
             "storage.status": self._status,
             "storage.collect": self._collect,
+            **blob_commands(graph),
         }
 
     async def run(self, command: str, args: dict[str, Any], progress: Progress) -> Any:
@@ -72,6 +65,8 @@ class Commands:
         known = self._known.get(command)
         if known is None:
             raise MailError(Kind.INVALID, f"unknown command {command}")
+        if "progress" in inspect.signature(known).parameters:
+            known = functools.partial(known, progress)
         try:
             _check_arguments(known, args)
         except TypeError as error:
@@ -127,7 +122,7 @@ class Commands:
     # --- storage --------------------------------------------------------------
 
     async def _status(self) -> list[dict[str, Any]]:
-        return await status(self._settings, self._graph)
+        return await status(self._settings, self._graph.clock, self._graph.stores)
 
     async def _collect(self) -> dict[str, Any]:
         return dataclasses.asdict(await self._graph.collector.run())
@@ -139,49 +134,8 @@ def _check_arguments(known: Callable[..., Any], args: dict[str, Any]) -> None:
     for name, value in signature.bind(**args).arguments.items():
         # As text: that is what annotations are here.
         allowed = str(signature.parameters[name].annotation).split(" | ")
-        if not any(isinstance(value, TYPES[one]) for one in allowed):
+        if not any(isinstance(value, TYPES.get(one, ())) for one in allowed):
             raise TypeError(f"{name} must be of type {' or '.join(allowed)}")
-
-
-async def migrate(
-    settings: Settings, clock: Clock, *, dry_run: bool = False
-) -> list[dict[str, Any]]:
-    """Make or upgrade every schema; returns {name, before, after} per database."""
-    rows = []
-    for name, kind, url in databases(settings):
-        if dry_run:
-            before = (await inspect_database(url)).schema
-        else:
-            before = (await migrate_database(url, kind, clock)).before
-        rows.append({"name": name, "before": before, "after": SCHEMAS[kind]})
-    return rows
-
-
-async def status(
-    settings: Settings, graph: Graph | None = None
-) -> list[dict[str, Any]]:
-    """Return what is known of every database and of the blobs."""
-    counts: dict[int, int] = {}
-    if graph is not None:
-        people = graph.stores.directory
-        found = await people.read(count_by_shard, 0, None)
-        counts = {n: found.get(shard, 0) for n, shard in enumerate(people.shards)}
-    rows = []
-    for name, kind, url in databases(settings):
-        row: dict[str, Any] = {"name": name, "url": url, "problem": ""}
-        try:
-            row["schema"] = (await inspect_database(url)).schema
-            row["size"] = await database_size(url)
-        except MailError as error:
-            row["problem"] = error.text
-        if row.get("schema", SCHEMAS[kind]) != SCHEMAS[kind]:
-            row["problem"] = "run: mailserverd storage migrate"
-        if kind == "shard" and graph is not None:
-            row["accounts"] = counts.get(int(name.rpartition("-")[2]), 0)
-        rows.append(row)
-    url = settings.storage.blobs
-    rows.append({"name": "blobs", "url": url, "size": await blobs_size(url)})
-    return rows
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

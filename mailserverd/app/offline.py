@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mailserverd.app.commands import Commands, migrate, status
+from mailserverd.app.commands import Commands
+from mailserverd.app.databases import migrate, status
 from mailserverd.app.graph import build
 from mailserverd.app.stores import data_lock, make_missing, open_stores
 from mailserverd.core import log
-from mailserverd.core.errors import MailError
 from mailserverd.core.ports import SystemClock
 
 if TYPE_CHECKING:
@@ -54,12 +54,9 @@ async def offline(settings: Settings, *, make: bool = False) -> AsyncIterator[Ha
             # These two have to work on what cannot be opened.
             if command == "storage.migrate":
                 return await migrate(settings, clock, **args)
-            try:
-                async with commands(settings, clock) as opened:
-                    return await opened.run(command, args, progress)
-            except MailError:
-                if command != "storage.status":
-                    raise
-                return await status(settings)
+            if command == "storage.status":
+                return await status(settings, clock, **args)
+            async with commands(settings, clock) as opened:
+                return await opened.run(command, args, progress)
 
         yield handle

@@ -151,12 +151,16 @@ class Expectations:
             and one.name not in self.unreadable
         ]
 
+    def is_new(self, uuid: bytes) -> bool:
+        """Return whether the directory has never heard of a database."""
+        return uuid not in {one.uuid for one in self.known}
+
     def why_not(self, name: str, uuid: bytes) -> str:
         """Say why a new database must not become a shard; "" when it may.
 
         ``uuid`` is b"" for one that would be made.
         """
-        if uuid in {one.uuid for one in self.known}:
+        if not self.is_new(uuid):
             return ""
         for one in sorted(self.lost(), key=lambda one: one.name != name):
             return f"{lost_text(one)}, or begin anew with: --accept {name}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import click
 
-from mailserverd.cli import common
+from mailserverd.cli import common, storage_blobs
 
 
 @click.group("storage")
@@ -15,33 +16,69 @@ def group() -> None:
     """Databases and blobs: versions, sizes, faults."""
 
 
+group.add_command(storage_blobs.group)
+
+
 @group.command()
 @common.options
 def status(config: str, as_json: bool) -> None:
-    """Show every database: version, size, accounts."""
+    """Show every database: version, size, accounts, and what is wrong with it.
+
+    Exits with 1 when something is wrong.
+    """
 
     def show(rows: list[dict[str, Any]]) -> None:
-        keys = ("name", "url", "schema", "size", "accounts", "problem")
-        common.table(
-            tuple(key.upper() for key in keys),
-            [tuple(row.get(key, "") for key in keys) for row in rows],
-        )
+        keys = ("name", "engine", "schema", "size", "accounts", "uuid", "url")
+        cells = [[_cell(row.get(key)) for key in keys] for row in rows]
+        common.table(tuple(key.upper() for key in keys), [tuple(c) for c in cells])
+        for row in rows:
+            if row["problem"]:
+                click.echo(f"{row['name']}: {row['problem']}", err=True)
 
-    common.run(config, "storage.status", as_json=as_json, show=show)
+    rows = common.run(config, "storage.status", as_json=as_json, show=show)
+    if any(row["problem"] for row in rows):
+        sys.exit(1)
+
+
+def _cell(value: object) -> object:
+    return "" if value is None else value
 
 
 @group.command()
+@click.option(
+    "--accept",
+    default="",
+    metavar="SHARD",
+    help="Use a database as this shard although the directory expects another, or "
+    "although it holds accounts already.",
+)
 @common.dry_run
 @common.options
-def migrate(dry_run: bool, config: str, as_json: bool) -> None:
-    """Make empty databases' schemas, bring older ones to this release."""
+def migrate(accept: str, dry_run: bool, config: str, as_json: bool) -> None:
+    """Make empty databases' schemas, bring older ones to this release.
+
+    Shards that are new in the configuration are made known to the directory.  Exits
+    with 75 when a database could not be migrated; the others are, all the same.
+    """
 
     def show(rows: list[dict[str, Any]]) -> None:
         for row in rows:
-            before = row["before"] or "none"
-            click.echo(f"{row['name']:12} {before} -> {row['after']}")
+            if row["problem"]:
+                click.echo(f"{row['name']}: {row['problem']}", err=True)
+            else:
+                before = row["before"] or "none"
+                click.echo(f"{row['name']:12} {before} -> {row['after']}")
 
-    common.run(config, "storage.migrate", as_json=as_json, show=show, dry_run=dry_run)
+    rows = common.run(
+        config,
+        "storage.migrate",
+        as_json=as_json,
+        show=show,
+        dry_run=dry_run,
+        accept=accept,
+    )
+    if any(row["problem"] for row in rows):
+        sys.exit(os.EX_TEMPFAIL)
 
 
 @group.command()
