@@ -12,9 +12,11 @@ from typing import Any
 from mailserverd.config import kinds
 from mailserverd.config.load import load
 from mailserverd.config.schema import REQUIRED, Problem, option, table, tables
+from mailserverd.core.urls import shown
+from storage.engines import POSTGRESQL
 
 DEFAULT_PATH = "/etc/mailserverd/mailserverd.toml"
-SQL = kinds.url("sqlite")
+SQL = kinds.url("sqlite", POSTGRESQL)
 PROTOCOLS = ("smtp", "submission", "lmtp", "imap", "http", "metrics")
 
 
@@ -286,7 +288,7 @@ def _across(settings: Settings) -> list[Problem]:
             Problem(("certificate", number), text)
             for text in _certificate_problems(certificate)
         ]
-    return [*problems, *_shared_files(settings.storage)]
+    return [*problems, *_shared_databases(settings.storage)]
 
 
 def _certificate_problems(pair: Certificate) -> list[str]:
@@ -310,8 +312,8 @@ def _certificate_problems(pair: Certificate) -> list[str]:
     return []
 
 
-def _shared_files(storage: Storage) -> list[Problem]:
-    """Two databases in one file would overwrite one another."""
+def _shared_databases(storage: Storage) -> list[Problem]:
+    """Two databases in one place would overwrite one another."""
     urls = [
         ("directory", storage.directory),
         *(("shards", url) for url in storage.shards),
@@ -320,10 +322,11 @@ def _shared_files(storage: Storage) -> list[Problem]:
     seen: dict[str, str] = {}
     problems = []
     for key, url in urls:
-        if url in seen:
-            text = f"{url} is storage.{seen[url]} too: each needs a file of its own"
+        place = shown(url)
+        if place in seen:
+            text = f"{place} is storage.{seen[place]} too: each needs one of its own"
             problems.append(Problem(("storage", key), text))
-        seen[url] = key
+        seen[place] = key
     return problems
 
 

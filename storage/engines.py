@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mailserverd.core import urls
 from mailserverd.core.errors import Kind, MailError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from mailserverd.core.ports import Clock
     from storage.api import Bus, Cache, Database, Reader, SearchIndex, SegmentStore
     from storage.metadata.meta import Meta
     from storage.metadata.migrate import Migrated
 
+shown = urls.shown  # an engine's URL
+POSTGRESQL = "postgresql+asyncpg"
 ENGINES = {
     # (role, scheme): "module:function", called as the role's function below does
     ("metadata", "sqlite"): "storage.metadata.sqlite_url:open_database",
@@ -22,6 +25,11 @@ ENGINES = {
     ("migrate", "sqlite"): "storage.metadata.sqlite_url:migrate_database",
     ("inspect", "sqlite"): "storage.metadata.sqlite_url:inspect_database",
     ("size", "sqlite"): "storage.metadata.sqlite_url:size_of",
+    ("metadata", POSTGRESQL): "storage.metadata.postgresql_url:open_database",
+    ("reader", POSTGRESQL): "storage.metadata.postgresql_url:open_reader",
+    ("migrate", POSTGRESQL): "storage.metadata.postgresql_url:migrate_database",
+    ("inspect", POSTGRESQL): "storage.metadata.postgresql_url:inspect_database",
+    ("size", POSTGRESQL): "storage.metadata.postgresql_url:size_of",
     ("blobs", "file"): "storage.blobs.file.url:open_blobs",
     ("blob size", "file"): "storage.blobs.file.url:size_of",
     ("blobs", "s3"): "storage.blobs.s3.url:open_blobs",
@@ -44,6 +52,14 @@ def constructor(role: str, url: str) -> Callable[..., Any]:
         ) from None
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
+
+
+def preload(urls: Iterable[str]) -> None:
+    """Import the engines that URLs name: whoever is forked then shares their memory."""
+    schemes = {url.partition(":")[0] for url in urls}
+    for (_, scheme), where in ENGINES.items():
+        if scheme in schemes:
+            importlib.import_module(where.partition(":")[0])
 
 
 async def open_database(url: str, kind: str, clock: Clock, *, name: str) -> Database:

@@ -13,6 +13,7 @@ from mailserverd.cli import common
 from mailserverd.config.example import example, toml
 from mailserverd.config.load import ConfigError
 from mailserverd.config.schema import REQUIRED
+from mailserverd.core.urls import shown
 from mailserverd.settings import Settings, read
 
 INTRO = (
@@ -92,4 +93,10 @@ def _fields(prefix: str, instance: Any) -> Any:
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if field.default is REQUIRED or value != field.default:
-            yield f"{prefix}.{field.name}", value
+            yield f"{prefix}.{field.name}", _shown(value)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_shown, value))
+    return shown(value) if isinstance(value, str) else value

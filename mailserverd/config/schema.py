@@ -11,6 +11,7 @@ import difflib
 from typing import Any, TypeVar
 
 from mailserverd.config.kinds import Kind  # noqa: TC001 - evaluated at run time
+from mailserverd.core.urls import shown
 
 S = TypeVar("S")
 REQUIRED: Any = dataclasses.MISSING
@@ -122,8 +123,15 @@ def _value(known: Option, raw: Any, problems: list[Problem], path: Path) -> Any:
     try:
         return known.kind.parse(raw)
     except ValueError as error:
-        problems.append(Problem(path, f"{error} (it is {raw!r})"))
+        problems.append(Problem(path, f"{error} (it is {_shown(raw)!r})"))
         return None
+
+
+def _shown(raw: Any) -> Any:
+    """Return a value as it may be shown: a URL may hold a password."""
+    if isinstance(raw, list):
+        return [_shown(one) for one in raw]
+    return shown(raw) if isinstance(raw, str) else raw
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -111,21 +111,28 @@ def _migrate(path: str, kind: str, clock: Clock) -> Migrated:
     )
     try:
         before = read_meta(raw)
-        _refuse_others(before, kind, path)
+        refuse_others(before, kind, path)
         if before.schema < SCHEMAS[kind]:
             with engine.connect() as connection, connection.begin():
                 raw.execute("BEGIN IMMEDIATE")
-                if before.schema:
-                    _upgrade(connection, kind)
-                else:
-                    _create(connection, kind, int(clock.now()))
+                bring_up(connection, kind, before, int(clock.now()))
         return Migrated(read_meta(raw), before.schema)
     finally:
         engine.dispose()
         raw.close()
 
 
-def _refuse_others(meta: Meta, kind: str, path: str) -> None:
+def bring_up(connection: Connection, kind: str, before: Meta, now: int) -> None:
+    """Make the tables, or run the revisions that are lacking; on either engine, in
+    the transaction that is open."""
+    if before.schema:
+        _upgrade(connection, kind)
+    else:
+        _create(connection, kind, now)
+
+
+def refuse_others(meta: Meta, kind: str, path: str) -> None:
+    """Raise UNAVAILABLE for a database that is another's, or newer."""
     if meta.schema and meta.kind != kind:
         raise MailError(Kind.UNAVAILABLE, f"{path}: holds a {meta.kind}, not a {kind}")
     if meta.needs > SCHEMAS[kind]:
