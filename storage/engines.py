@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from storage.metadata.meta import Meta
     from storage.metadata.migrate import Migrated
 
+EXTRAS = {"postgresql+asyncpg": "postgresql", "s3": "s3"}
+"""What has to be installed for a scheme, beside what every installation has."""
 shown = urls.shown  # an engine's URL
 POSTGRESQL = "postgresql+asyncpg"
 ENGINES = {
@@ -50,7 +52,16 @@ def constructor(role: str, url: str) -> Callable[..., Any]:
         raise MailError(
             Kind.INVALID, f"{role}: no engine for {scheme}: (there are: {known})"
         ) from None
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if scheme not in EXTRAS:
+            raise
+        raise MailError(
+            Kind.UNAVAILABLE,
+            f"{scheme}: needs {error.name}; "
+            f"run: pip install 'mailserverd[{EXTRAS[scheme]}]'",
+        ) from error
     return found
 
 
