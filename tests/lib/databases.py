@@ -138,10 +138,11 @@ class Postgresql:
         return self._names[directory / name]
 
     def serves(self, home: pathlib.Path) -> bool:
-        """Tell whether somebody is connected to each database of a daemon."""
+        """Tell whether a daemon is connected here, and keeps nothing in files."""
         ours = [n for key, n in self._names.items() if key.is_relative_to(home)]
-        rows = self.cluster.sql("SELECT DISTINCT datname FROM pg_stat_activity")
-        return bool(ours) and {name for (name,) in rows}.issuperset(ours)
+        rows = self.cluster.sql("SELECT datname FROM pg_stat_activity")
+        connected = not {name for (name,) in rows}.isdisjoint(ours)
+        return connected and not any(home.rglob("*.db"))
 
     @contextlib.contextmanager
     def locked(self, directory: pathlib.Path, name: str) -> Iterator[None]:
