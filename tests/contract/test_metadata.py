@@ -4,6 +4,7 @@ shard's own units, and what services make of an engine that fails."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import pickle
 from array import array
@@ -33,24 +34,47 @@ from storage.model import (
     Since,
     StoreFlags,
 )
-from tests.lib import databases
+from tests.lib import databases, sharing
 from tests.lib.clock import ManualClock
 from tests.lib.failing import Failing
 from tests.lib.office import ME, mail, office
 from tests.lib.shard import delivery
 
 
-@pytest.fixture
-def engine(place):
+@contextlib.asynccontextmanager
+async def alone(place):
+    """One process has the database."""
+    database = await databases.make(place, "shard", ManualClock())
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@contextlib.asynccontextmanager
+async def owner(place):
+    """Of several processes, the one that owns it."""
+    url = await databases.engine_of(place).prepare(place, "shard", "shard")
+    async with sharing.pair(url, clock=ManualClock()) as (database, _):
+        yield database
+
+
+@contextlib.asynccontextmanager
+async def other(place):
+    """Of several processes, one that sends its units to the owner."""
+    url = await databases.engine_of(place).prepare(place, "shard", "shard")
+    async with sharing.pair(url, clock=ManualClock()) as (_, database):
+        yield database
+
+
+@pytest.fixture(params=[alone, owner, other], ids=lambda param: param.__name__)
+def engine(place, request):
     """Return a function that opens the engine on the same place each time."""
 
     def run(work):
         async def opened():
-            database = await databases.make(place, "shard", ManualClock())
-            try:
+            async with request.param(place) as database:
                 return await work(database)
-            finally:
-                await database.close()
 
         return asyncio.run(opened())
 
