@@ -64,6 +64,7 @@ class Parts:
     processes: int = 1
     arrived: Callable[[], int] | None = None  # growing count of arrivals, everywhere
     counted: Callable[[], Awaitable[Counted]] = counted_here
+    grace: int = 0  # seconds for which another process may apply what it accepted
 
 
 @dataclasses.dataclass(slots=True)
@@ -246,7 +247,7 @@ def build(
     changes = Changes(parts.bus, look if parts.processes > 1 else None)
     messages = Messages(store, blobs, changes, clock)
     queue = MailQueue(stores.queue_db)
-    acceptances = Acceptances(queue, blobs, clock, offload)
+    acceptances = Acceptances(queue, blobs, clock, offload, grace=parts.grace)
     deliver = Deliver(
         store, acceptances, stores.directory, changes, give_up=settings.outbound.give_up
     )
@@ -283,9 +284,8 @@ def build(
         indexer=Indexer(
             store,
             index,
-            changes,
+            stores.shard_dbs,
             clock,
-            people.account_ids,
             busy=busy(parts.arrived or (lambda: blobs.stats().puts), clock),
         ),
         queue=queue,

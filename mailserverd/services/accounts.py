@@ -161,17 +161,6 @@ class Accounts:
             ]
         return sorted(rows, key=lambda row: row["address"].split("@")[::-1])
 
-    async def account_ids(self) -> list[int]:
-        """Return the ids of all accounts that hold mail."""
-        found: list[int] = []
-        after = 0
-        while page := await self._directory.read(
-            directory.list_accounts, 0, (after, PAGE)
-        ):
-            after = page[-1].account_id
-            found += [r.account_id for r in page if r.state in {ACTIVE, DISABLED}]
-        return found
-
     async def account_remove(self, address: str, *, dry_run: bool = False) -> Plain:
         """End an account at once, then remove its mail."""
         record = await self._existing(address)

@@ -2,8 +2,8 @@
 
 The un-indexed tail is searched directly, so the index may lag: it is fed in batches
 (64 messages, or after 60 s of quiet), and not while the daemon is busy unless
-it lags far behind.  Losing an announcement loses nothing: accounts are looked over
-from time to time, and what an index holds is what it says it holds.
+it lags far behind.  Which accounts lag is asked of the shards every few seconds
+(``storage.metadata.indexed``), so nothing is kept of the many that are quiet.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from mailserverd.core.metrics import counter, gauge
 from mailserverd.core.types import system
-from storage.metadata import accounts, texts
+from storage.metadata import accounts, indexed, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from mailserverd.core.ports import Clock
-    from mailserverd.services.changes import Changes
-    from storage.api import MetadataStore, SearchIndex
+    from storage.api import Database, MetadataStore, SearchIndex
 
 log = get_logger("indexer")
 INDEXED = counter("search_indexed", "Messages given to the search index")
@@ -35,22 +34,22 @@ FLUSH_QUIET = 60.0  # seconds without a change
 MAX_LAG = 5000  # changes; above it, being busy is no excuse
 BATCH_MESSAGES = 500  # of one update, when there is much to catch up with
 BATCH_OCTETS = 4 << 20
-LOOK_EVERY = 1.0  # seconds
-REVIEW_EVERY = 300.0  # seconds between looks at all accounts
+STEP_EVERY = 1.0  # seconds, while something is to be done
+LOOK_EVERY = 15.0  # seconds between looks at all shards
+PAGE = 500  # accounts that one look returns at once
 BACK_OFF = (1.0, 5.0, 30.0, 120.0, 300.0)
 REBUILD_AFTER = len(BACK_OFF)  # failures in a row
 
 
 @dataclasses.dataclass(slots=True)
 class _Account:
-    """What is known of one account's index."""
+    """An account that changed since it was indexed."""
 
-    reached: int = 0  # modseq that was announced or read
-    done: int = -1  # modseq up to which the index lacks nothing; -1: not asked yet
+    reached: int  # modseq that was seen or read
+    done: int  # modseq up to which the index lacks nothing; -1: it was never asked
     changed_at: float = 0.0
     failures: int = 0
     not_before: float = 0.0
-    unsubscribe: Callable[[], None] | None = None
 
     @property
     def lag(self) -> int:
@@ -58,60 +57,45 @@ class _Account:
 
 
 class Indexer:
-    """One per shard owner.  ``list_accounts`` names the accounts it serves."""
+    """Feeds the index with what lies on ``shards``; one for all processes."""
 
     def __init__(
         self,
         store: MetadataStore,
         index: SearchIndex,
-        changes: Changes,
+        shards: Sequence[Database],
         clock: Clock,
-        list_accounts: Callable[[], Awaitable[Iterable[int]]],
         *,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._index = index
-        self._changes = changes
+        self._shards = tuple(shards)
         self._clock = clock
-        self._list_accounts = list_accounts
         self._busy = busy
         self._accounts: dict[int, _Account] = {}
-        self._dirty: set[int] = set()
-        self._wake = asyncio.Event()
-        self._reviewed = -REVIEW_EVERY
+        self._looked = -LOOK_EVERY
         self._turn = asyncio.Lock()
 
     @property
     def lag(self) -> int:
         """Changes that indexes have not seen, of all accounts."""
-        return sum(self._accounts[account].lag for account in self._dirty)
+        return sum(known.lag for known in self._accounts.values())
 
     async def run(self) -> None:
         """Serve until cancelled; what is under way then is repeated later."""
-        try:
-            while True:
-                await self.step()
-                self._wake.clear()
-                pause = LOOK_EVERY if self._dirty else REVIEW_EVERY
-                try:
-                    await asyncio.wait_for(self._wake.wait(), pause)
-                except TimeoutError:
-                    continue
-                if self._dirty:
-                    await asyncio.sleep(LOOK_EVERY)  # let a burst gather
-        finally:
-            for known in self._accounts.values():
-                if known.unsubscribe:
-                    known.unsubscribe()
+        while True:
+            await self.step()
+            await asyncio.sleep(STEP_EVERY if self._accounts else LOOK_EVERY)
 
     async def step(self) -> None:
         """Do what is due now."""
         now = self._clock.monotonic()
-        if now - self._reviewed >= REVIEW_EVERY:
-            self._reviewed = now
-            await self._review()
-        for account in sorted(self._dirty, key=self._by_lag):
+        if now - self._looked >= LOOK_EVERY:
+            self._looked = now
+            for shard in self._shards:
+                await self._look(shard)
+        for account in sorted(self._accounts, key=self._by_lag):
             if self._due(self._accounts[account]):
                 await self.flush(account)
         LAG.set(self.lag)
@@ -131,54 +115,41 @@ class Indexer:
 
     # --- accounts -----------------------------------------------------------------
 
-    async def _review(self) -> None:
-        """Look at all accounts: new ones, removed ones, lost announcements."""
+    async def _look(self, shard: Database) -> None:
+        """See which accounts of a shard changed, and which are gone."""
         try:
-            present = set(await self._list_accounts())
+            after, page = 0, PAGE
+            while page == PAGE:
+                found = await shard.read(indexed.behind, 0, (after, PAGE))
+                for account, modseq, done in found:
+                    self._heard(account, modseq, done)
+                page, after = len(found), found[-1][0] if found else 0
+            for account in await shard.read(indexed.orphans, 0, PAGE):
+                await self._index.drop(account)
+                await shard.write(indexed.forget, account, None)
         except MailError as error:
-            log.warning("review-failed", error=str(error))
-            return
-        for account in present:
-            await self._look(account)
-        for account in set(self._accounts) - present:
-            await self._forget(account)
+            log.warning("look-failed", error=str(error))
 
-    async def _look(self, account: int) -> None:
+    def _heard(self, account: int, modseq: int, done: int) -> None:
         known = self._accounts.get(account)
         if known is None:
-            known = self._accounts[account] = _Account()
-            known.unsubscribe = self._changes.subscribe(account, self._heard)
-        try:
-            state = await self._store.read(system(account), accounts.state, None)
-        except MailError as error:
-            log.warning("account-not-read", account=account, error=str(error))
-            return
-        self._heard(account, state.modseq)
+            known = self._accounts[account] = _Account(done, done)
+        if modseq > known.reached:
+            known.reached = modseq
+            known.changed_at = self._clock.monotonic()
 
     async def _forget(self, account: int) -> None:
-        known = self._accounts.pop(account)
-        self._dirty.discard(account)
-        if known.unsubscribe:
-            known.unsubscribe()
+        self._accounts.pop(account, None)
         try:
             await self._index.drop(account)
         except MailError as error:
             log.warning("index-not-dropped", account=account, error=str(error))
 
-    def _heard(self, account: int, modseq: int) -> None:
-        known = self._accounts.get(account)
-        if known is None or modseq <= max(known.reached, known.done):
-            return
-        known.reached = modseq
-        known.changed_at = self._clock.monotonic()
-        self._dirty.add(account)
-        self._wake.set()
-
     # --- feeding ------------------------------------------------------------------
 
     async def flush(self, account: int) -> None:
         """Bring one account's index up to date; failures are noted, not raised."""
-        known = self._accounts.setdefault(account, _Account())
+        known = self._accounts.setdefault(account, _Account(-1, -1))
         async with self._turn:
             try:
                 await self._feed(account, known)
@@ -202,8 +173,9 @@ class Indexer:
                 INDEXED.inc(len(feed.documents))
                 since = feed.watermark
             known.done = feed.watermark
+        await self._store.write(system(account), indexed.note, known.done)
         if known.done >= known.reached:
-            self._dirty.discard(account)
+            self._accounts.pop(account, None)
 
     async def _start(self, account: int) -> int:
         """Return the index's watermark; one from another life is dropped."""
@@ -239,6 +211,7 @@ class Indexer:
         """Start an index anew that refused again and again."""
         log.warning("index-rebuilt", account=account)
         try:
+            await self._store.write(system(account), indexed.forget, None)
             await self._index.drop(account)
         except MailError as error:
             log.warning("index-not-dropped", account=account, error=str(error))

@@ -8,6 +8,7 @@ the index fails, everything is matched that way: slower, never partial.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from mailserverd.core.errors import Kind, MailError
@@ -16,7 +17,7 @@ from mailserverd.core.metrics import counter
 from mailserverd.mail.headers import get_all
 from mailserverd.mail.words import decode_words, unfold
 from mailserverd.services.access import check
-from storage.metadata import accounts, texts
+from storage.metadata import accounts, indexed, texts
 from storage.model import Column, Condition, EmailQuery, Filter, Operator
 from storage.text import FIELDS, And, Not, Or, Query, fold, parse
 
@@ -36,6 +37,7 @@ WORD_OPS = frozenset({"text", *FIELDS})
 TEXT_OPS = WORD_OPS | {"header"}
 ROWS = 200  # texts looked at by one hop off the loop
 BLOCKS = 32  # header blocks read at a time
+REMEMBERED = 10_000  # accounts whose empty index was told of once
 MAX_HEADER_SCAN = 200_000  # messages; more is refused, never cut short
 MAX_HEADER = 1 << 20  # octets of a header block that are looked at
 BUSY = 128 << 10  # octets of header blocks that are looked at off the loop
@@ -55,6 +57,7 @@ class Search:
         self._index = index
         self._messages = messages
         self._offload = offload
+        self._missed: set[int] = set()  # accounts whose index was found empty
 
     # --- JMAP: words (RFC 8621 section 4.4.1) ---------------------------------------
 
@@ -118,10 +121,21 @@ class Search:
         else:
             state = await self._store.read(access, accounts.state, None)
             if hits.watermark <= state.modseq:
+                await self._missing(access, hits.watermark)
                 return set(hits.ids), hits.watermark
             log.warning("index-is-ahead", account=access.account)
         SCANS.inc()
         return set(), 0
+
+    async def _missing(self, access: Access, watermark: int) -> None:
+        """Let an account be indexed again whose index holds nothing."""
+        if watermark or access.account in self._missed:
+            return
+        if len(self._missed) >= REMEMBERED:
+            self._missed.clear()
+        self._missed.add(access.account)
+        with contextlib.suppress(MailError):  # the answer does not depend on it
+            await self._store.write(access, indexed.forget, None)
 
     async def _header(
         self, access: Access, leaf: Condition, narrow: Filter | None

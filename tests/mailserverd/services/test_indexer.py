@@ -7,10 +7,12 @@ import asyncio
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
-from mailserverd.core.types import system
 from mailserverd.services import indexer as service
 from mailserverd.services.indexer import Indexer
-from storage.metadata import texts
+from mailserverd.services.search import Search
+from storage.metadata import indexed, texts
+from storage.metadata.purge import purge_account
+from storage.model import Condition
 from tests.lib.memory_index import MemoryIndex
 from tests.lib.office import ME, OTHER, mail, office
 
@@ -22,18 +24,13 @@ class World:
         self.it = it
         self.index = MemoryIndex()
         self.busy = False
-        self.present = [1, 2]
         self.indexer = Indexer(
             it.store,
             self.index,
-            it.changes,
+            [it.database],
             it.clock,
-            self.accounts,
             busy=lambda: self.busy,
         )
-
-    async def accounts(self):
-        return self.present
 
     async def step(self, seconds=0.0):
         self.it.clock.move(seconds)
@@ -67,11 +64,12 @@ def test_it_waits_for_a_batch_or_for_quiet(world, monkeypatch):
         await w.fill(2)
         assert await w.step(30) == 0
         await w.fill(1)
-        assert await w.step(40) == 0  # the last change was 40 seconds ago
-        assert await w.step(21) == 3
+        assert await w.step(40) == 0  # a change was just seen
+        assert await w.step(59) == 0
+        assert await w.step(1) == 3
         assert w.indexer.lag == 0
         await w.fill(6)
-        assert await w.step() == 9
+        assert await w.step(service.LOOK_EVERY) == 9
 
     world(work)
 
@@ -84,8 +82,9 @@ def test_being_busy_puts_it_off_but_not_for_ever(world, monkeypatch):
         w.busy = True
         await w.fill(4)
         assert await w.step(100) == 0
-        await w.fill(3)
-        assert await w.step() == 7
+        assert await w.step(100) == 0
+        await w.fill(4)
+        assert await w.step(service.LOOK_EVERY) == 8
 
     world(work)
 
@@ -101,15 +100,35 @@ def test_what_was_there_before_it_started_is_indexed(world):
     world(work)
 
 
-def test_a_lost_announcement_is_made_up_for(world):
+def test_nothing_is_kept_of_accounts_that_are_quiet(world):
+    """Nor asked of the index when the daemon starts again."""
+
     async def work(w):
-        await w.step()
-        await w.step(60)  # the changes that made the account
-        w.it.changes.announce = lambda *_: None
         await w.fill(2)
-        assert await w.step(100) == 0
-        await w.step(service.REVIEW_EVERY)
-        assert await w.step(service.FLUSH_QUIET) == 2
+        await w.step()
+        await w.step(60)
+        assert w.indexer._accounts == {}
+        again = World(w.it)
+        await again.step()
+        await again.step(service.LOOK_EVERY)
+        assert again.indexer._accounts == {}
+        assert again.index.updates == []
+
+    world(work)
+
+
+def test_an_index_that_was_lost_is_made_again(world):
+    async def work(w):
+        await w.fill(2)
+        await w.step()
+        await w.step(60)
+        w.index.kept.clear()
+        w.index.marks.clear()
+        search = Search(w.it.store, w.index, w.it.messages, None)
+        found = await search.resolve(ME, Condition("text", "message"))
+        assert len(found.value) == 2
+        await w.step(service.LOOK_EVERY)
+        assert await w.step(60) == 2
 
     world(work)
 
@@ -121,6 +140,8 @@ def test_changes_of_flags_write_nothing(world):
         await w.step(60)
         w.index.updates.clear()
         await w.it.mailboxes.create_path(ME, "x")
+        await w.step(61)
+        assert w.indexer.lag > 0
         await w.step(61)
         assert w.index.updates == []
         assert w.indexer.lag == 0
@@ -161,10 +182,9 @@ def test_failures_back_off_and_then_the_index_is_made_anew(world):
         await w.fill(3)
         await w.step()
         await w.step(60)
-        await w.fill(1)
-        await w.step(60)
         assert w.index.marks[1] > 0
-        await w.fill(1)
+        await w.fill(2)
+        await w.step(service.LOOK_EVERY)
         update = w.index.update
 
         async def refuse(*_):
@@ -172,7 +192,7 @@ def test_failures_back_off_and_then_the_index_is_made_anew(world):
 
         w.index.update = refuse
         for pause in service.BACK_OFF:
-            assert await w.step(60 if pause == service.BACK_OFF[0] else 0) in {0, 4}
+            assert await w.step(60 if pause == service.BACK_OFF[0] else 0) in {0, 3}
             await w.step(pause - 0.5)  # too early: nothing is tried
             await w.step(0.5)
         assert 1 not in w.index.marks  # dropped
@@ -204,17 +224,19 @@ def test_an_account_that_is_gone_loses_its_index(world):
         await w.fill(1)
         await w.step()
         await w.step(60)
-        w.present = [2]
-        await w.step(service.REVIEW_EVERY)
+        assert 1 in w.index.kept
+        while await w.it.store.write(ME, purge_account, 100):
+            pass
+        await w.step(service.LOOK_EVERY)
         assert 1 not in w.index.kept
-        await w.fill(1)
-        assert w.indexer.lag == 0
+        assert await w.it.database.read(indexed.orphans, 0, 9) == ()
 
     world(work)
 
 
 def test_it_runs_by_itself(world, monkeypatch):
-    monkeypatch.setattr(service, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(service, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(service, "STEP_EVERY", 0.01)
     monkeypatch.setattr(service, "FLUSH_MESSAGES", 1)
 
     async def work(w):
@@ -232,8 +254,5 @@ def test_it_runs_by_itself(world, monkeypatch):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        modseq = (await w.it.mailboxes.state(system(1))).modseq
-        w.it.changes.announce(1, modseq + 1)
-        assert w.indexer.lag == 0  # it no longer listens
 
     world(work)

@@ -37,7 +37,7 @@ async def searching(tmp_path, index=None):
     index = index or MemoryIndex()
     async with office(tmp_path) as it:
         search = Search(it.store, index, it.messages, offload)
-        indexer = Indexer(it.store, index, it.changes, it.clock, accounts)
+        indexer = Indexer(it.store, index, [it.database], it.clock)
         for raw in MAILS:
             await it.add(raw)
         yield it, search, indexer
@@ -95,7 +95,7 @@ def test_answers_do_not_depend_on_how_far_the_index_is(tmp_path, indexed):
         index = MemoryIndex()
         async with office(tmp_path) as it:
             search = Search(it.store, index, it.messages, offload)
-            indexer = Indexer(it.store, index, it.changes, it.clock, accounts)
+            indexer = Indexer(it.store, index, [it.database], it.clock)
             for number, raw in enumerate(MAILS):
                 if number == indexed:
                     await indexer.flush(1)
