@@ -40,7 +40,19 @@ LOCK = 0x6D61696C  # of this database's batches: pg_advisory_xact_lock(LOCK, 0)
 HOLD = 15  # seconds after which the server ends a transaction that nobody goes on with
 ATTEMPTS = 5  # of a batch that met another transaction
 KEPT = 30 * 86_400  # seconds for which the row of a writer stays that is no more
+QUICK = 2.0  # seconds within which a batch is lost whose server answers
 SUSPECTS = 1000  # units remembered for having raised after they wrote
+
+
+def _age(since: float) -> float:
+    return time.monotonic() - since
+
+
+def _is_hopeless(error: BaseException, attempts: int, *, last: bool) -> bool:
+    """Whether a batch need not be tried again; ``last``: nor any of its units alone."""
+    if is_conflict(error):
+        return attempts > ATTEMPTS
+    return last and not is_lost(error)
 
 
 def _fail(units: Iterable[Unit], error: BaseException) -> None:
@@ -74,11 +86,16 @@ class Writer:
         self._suspects: collections.OrderedDict[Any, None] = collections.OrderedDict()
         self._labels = (COMMITS.labels(name), UNITS.labels(name))
 
-    async def run(self, units: list[Unit]) -> None:
-        """Run and commit units: each then has its result or error; never raises."""
+    async def run(self, units: list[Unit], until: float = 0.0) -> None:
+        """Run and commit units: each then has its result or error; never raises.
+
+        ``until`` is when pieces of a batch are given up.
+        """
         began = time.monotonic()
+        until = until or began + self._limit
         attempts, alone = 0, False
         while True:
+            started = time.monotonic()
             for unit in units:
                 unit.result = unit.error = None
             try:
@@ -89,13 +106,16 @@ class Writer:
             except DRIVER as error:
                 attempts += 1
                 self._lost(units, error)
-                late = time.monotonic() - began > PATIENCE or attempts > ATTEMPTS
-                hopeless = not (is_lost(error) or is_conflict(error)) and (
-                    alone or len(units) == 1
-                )
-                if late or hopeless:
+                last = alone or len(units) == 1
+                late = _age(began) > PATIENCE or _age(until) > 0
+                if late or _is_hopeless(error, attempts, last=last):
                     return _fail(units, translate(error, self._name))
                 alone = alone or not (is_lost(error) or is_conflict(error))
+                if attempts > 1 and len(units) > 1 and _age(started) < QUICK:
+                    # The way breaks again and again: what is shorter may get through.
+                    middle = len(units) // 2
+                    await self.run(units[:middle], until)
+                    return await self.run(units[middle:], until)
             except Exception as error:  # told to the units' callers
                 self._link.abort()
                 return _fail(units, error)
@@ -136,7 +156,7 @@ class Writer:
         began = time.monotonic()
         if not await self._commit(batch):
             raise ConnectionError("the commit was not made")
-        COMMIT_SECONDS.observe(time.monotonic() - began)
+        COMMIT_SECONDS.observe(_age(began))
         self._labels[0].inc()
         self._labels[1].inc(len(units))
 
