@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import random
@@ -15,10 +16,12 @@ from tests.lib.clients import CORE, MAIL, unverified
 from tests.lib.ledger import GONE, Ledger, State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from tests.lib.daemon import Daemon
     from tests.lib.ledger import Key
+
+    Job = Callable[[], Coroutine[Any, Any, None]]
 
 LIMIT = 1 << 26
 SIZES, WEIGHTS = (50, 800, 5000, 60_000, 300_000), (4, 8, 6, 2, 1)
@@ -31,14 +34,24 @@ _APPENDED = re.compile(rb"\[APPENDUID \d+ (\d+)\]")
 _COPIED = re.compile(rb"\[COPYUID \d+ \d+ (\d+)\]")
 
 
+class Refused(Exception):
+    """A temporary error: nothing was promised, and the client may come again."""
+
+
 class Load:
-    """Clients of every kind against one daemon until it dies."""
+    """Clients of every kind against one daemon until it dies.
+
+    With ``lasting`` clients whose process died, or that were refused for a while, come
+    again until ``over`` is set.
+    """
 
     def __init__(
         self, ours: Daemon, accounts: list[str], password: str, ledger: Ledger
     ) -> None:
         self.ours, self.accounts, self.password = ours, accounts, password
         self.ledger = ledger
+        self.lasting = False
+        self.over = asyncio.Event()
         self.rng = random.Random()
         self._tokens: itertools.count[int] = itertools.count()
         self._round = 0
@@ -48,12 +61,21 @@ class Load:
         self._round += 1
         self.rng.seed(seed)
         some = self.rng.sample(self.accounts, 8)
-        jobs = [self.smtp() for _ in range(4)]
-        jobs += [self.append(account) for account in some[:2]]
-        jobs += [self.email_set(account) for account in some[2:4]]
-        jobs += [self.change(account) for account in some[4:6]]
-        jobs += [self.submit(account) for account in some[6:]]
-        await asyncio.gather(*map(_until_dead, jobs))
+        self.over = asyncio.Event()
+        jobs: list[Job] = [self.smtp] * 4
+        ways = (self.append, self.email_set, self.change, self.submit)
+        for number, account in enumerate(some):
+            jobs.append(functools.partial(ways[number // 2], account))
+        await asyncio.gather(*map(self._until_dead, jobs))
+
+    async def _until_dead(self, job: Job) -> None:
+        forgiven = (*GONE_ERRORS, Refused) if self.lasting else GONE_ERRORS
+        while True:
+            with contextlib.suppress(*forgiven):
+                await job()
+            if not self.lasting or self.over.is_set():
+                return
+            await asyncio.sleep(0.02)  # as a client waits before it comes again
 
     def message(self, sender: str = "sender@outside.test") -> tuple[str, bytes, bytes]:
         """Return (token, head, body): the body is unique, with dots and 8-bit."""
@@ -93,7 +115,9 @@ class Load:
             await wire.greeted()
             secret = base64.b64encode(f"\0{account}\0{self.password}".encode())
             wire.write(b"AUTH PLAIN " + secret + b"\r\n")
-            assert (await wire.reply())[0] == 235
+            answer = await wire.reply()
+            _temporary(answer)
+            assert answer[0] == 235, answer
             while True:
                 here = self.rng.sample(self.accounts, self.rng.randint(0, 2))
                 token, head, body = self.message(account)
@@ -242,6 +266,8 @@ class _Http:
         body = {"using": [CORE, MAIL], "methodCalls": [call]}
         answer = await self.ask("/jmap/api", body)
         said, result, _ = answer["methodResponses"][0]
+        if b"serverUnavailable" in json.dumps(result).encode():
+            raise Refused(result)
         assert said == name, result
         return result
 
@@ -255,6 +281,8 @@ class _Http:
         )
         self._wire.write(head.encode() + data)
         answer = (await self._wire.reader.readuntil(b"\r\n\r\n")).lower()
+        if answer.startswith(b"http/1.1 503"):
+            raise Refused(answer)
         assert answer.startswith(b"http/1.1 200"), answer
         length = int(answer.split(b"content-length:")[1].split(b"\r\n")[0])
         return json.loads(await self._wire.reader.readexactly(length))
@@ -298,10 +326,14 @@ class Wire:
         lines += [f"RCPT TO:<{address}>" for address in to]
         self.write("".join(f"{line}\r\n" for line in [*lines, "DATA"]).encode())
         accepted = [await self.reply() for _ in range(len(to) + 1)]
+        code, text = await self.reply()
+        for refused in (*accepted, (code, text)):
+            _temporary(refused)
         assert all(code == 250 for code, _ in accepted), accepted
-        assert (await self.reply())[0] == 354
+        assert code == 354, text
         self.write(message.replace(b"\r\n.", b"\r\n..") + b".\r\n")
         code, text = await self.reply()
+        _temporary((code, text))
         assert code == 250, text
 
     # IMAP
@@ -312,6 +344,8 @@ class Wire:
         lines = [await self.line()]
         while not lines[-1].startswith(b"c "):
             lines.append(await self.line())
+        if b"[UNAVAILABLE]" in lines[-1]:
+            raise Refused(lines[-1])
         assert lines[-1].startswith(b"c OK"), (command[:100], lines[-1])
         return b"".join(lines)
 
@@ -329,6 +363,6 @@ async def _connected(port: int, **how: Any) -> AsyncIterator[Wire]:
             await writer.wait_closed()
 
 
-async def _until_dead(job: Coroutine[Any, Any, None]) -> None:
-    with contextlib.suppress(*GONE_ERRORS):
-        await job
+def _temporary(reply: tuple[int, bytes]) -> None:
+    if 400 <= reply[0] < 500:
+        raise Refused(reply)
