@@ -87,7 +87,8 @@ class Daemon:
         loop.add_signal_handler(
             signal.SIGHUP, lambda: self.tasks.spawn("reload", self.reload)
         )
-        server = await control.serve(base / "control.sock", self._command)
+        sock = control.bind(base / "control.sock")
+        server = await control.serve(sock, self._command)
         try:
             async with self._changing:
                 await self._fronts.open(self._settings)

@@ -15,6 +15,8 @@ from mailserverd.core.errors import MailError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mailserverd.settings import Settings
+
 
 @click.command()
 @common.options
@@ -31,12 +33,21 @@ def run(start: Callable[..., int], config: str, as_json: bool) -> None:
         )
         sys.exit(os.EX_NOPERM)
     gc.disable()  # imports make no garbage; the daemon turns it on again
+    try:
+        sys.exit(_serve(settings, config, start))
+    except MailError as error:
+        common.fail(error, as_json=False)
+
+
+def _serve(settings: Settings, config: str, start: Callable[..., int]) -> int:
+    """Run in this process, or in several; return the exit status."""
+    if settings.server.processes > 1:
+        from mailserverd.app import supervisor  # noqa: PLC0415 - heavy imports
+
+        return supervisor.run(settings, config, start)
     from mailserverd.app.daemon import run as serve  # noqa: PLC0415 - heavy imports
 
     async def main(reactor: Any) -> int:
         return await serve(settings, config, reactor)
 
-    try:
-        sys.exit(start(main))
-    except MailError as error:
-        common.fail(error, as_json=False)
+    return start(main)

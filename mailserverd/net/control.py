@@ -9,10 +9,8 @@ root may speak (the socket is 0600 and the peer's uid is checked).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,53 +18,52 @@ import orjson
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
+from mailserverd.core.sockets import address, peer_uid
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import Iterator
 
 log = get_logger("control")
 Progress = Callable[[dict[str, Any]], None]
 Handler = Callable[[str, dict[str, Any], Progress], Awaitable[Any]]
 LINE_LIMIT = 1 << 20
-LONGEST = 107  # octets of a socket's path (unix(7))
+BACKLOG = 128
 
 
 class _GoneError(Exception):
     """The client left before its command was done."""
 
 
-async def serve(path: pathlib.Path, handler: Handler) -> asyncio.Server:
+def bind(path: pathlib.Path) -> socket.socket:
     """Listen on ``path``; a stale socket of a dead daemon is replaced."""
-    path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, before serving
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)
     try:
-        with _address(path) as address:
-            return await asyncio.start_unix_server(
-                lambda r, w: _session(r, w, handler), address, limit=LINE_LIMIT
-            )
+        with address(path) as where:
+            sock.bind(where)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
     finally:
         os.umask(old)
+    return sock
 
 
-@contextlib.contextmanager
-def _address(path: pathlib.Path) -> Iterator[str]:
-    """Yield a socket's path; one that is too long by way of its open directory."""
-    if len(os.fsencode(path)) <= LONGEST:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
+async def serve(sock: socket.socket, handler: Handler) -> asyncio.Server:
+    """Answer commands on a socket that ``bind`` made."""
+    return await asyncio.start_unix_server(
+        lambda r, w: _session(r, w, handler), sock=sock, limit=LINE_LIMIT
+    )
 
 
 async def _session(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler
 ) -> None:
     try:
-        if not _permitted(writer.get_extra_info("socket")):
+        if not _permitted(writer.transport):
             return
         while line := await reader.readline():
             _send(writer, await _answer(line, writer, handler))
@@ -77,10 +74,8 @@ async def _session(
         writer.close()
 
 
-def _permitted(sock: Any) -> bool:
-    size = struct.calcsize("3i")
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    _pid, uid, _gid = struct.unpack("3i", raw)
+def _permitted(transport: asyncio.BaseTransport) -> bool:
+    uid = peer_uid(transport)
     if uid in {0, os.geteuid()}:
         return True
     log.warning("control-refused", uid=uid)
@@ -128,8 +123,8 @@ async def call(
     Raises ConnectionError or FileNotFoundError when no daemon listens, and the
     daemon's MailError.
     """
-    with _address(path) as address:
-        reader, writer = await asyncio.open_unix_connection(address, limit=64 << 20)
+    with address(path) as where:
+        reader, writer = await asyncio.open_unix_connection(where, limit=64 << 20)
     try:
         _send(writer, {"command": command, "args": args})
         while line := await reader.readline():

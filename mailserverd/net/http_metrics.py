@@ -23,15 +23,25 @@ TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"),)
 JSON = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
 
 
+async def _render() -> bytes:
+    return metrics.render()
+
+
 class MetricsSite:
     """``/healthz`` (the loop runs), ``/readyz`` (every check passes), ``/metrics``.
 
     ``checks`` are named coroutine functions; one that raises, or takes too long,
     makes the daemon not ready (503), which the answer's JSON says by name.
+    ``render`` returns all metrics, of other processes, too; it never raises.
     """
 
-    def __init__(self, checks: Mapping[str, Callable[[], Awaitable[object]]]) -> None:
+    def __init__(
+        self,
+        checks: Mapping[str, Callable[[], Awaitable[object]]],
+        render: Callable[[], Awaitable[bytes]] = _render,
+    ) -> None:
         self._checks = checks
+        self._render = render
 
     def body_limit(self, _head: Head) -> int:
         """No path takes a body."""
@@ -51,7 +61,7 @@ class MetricsSite:
             return Response(405, (("Allow", "GET, HEAD"),))
         match head.path:
             case "/metrics":
-                return Response(200, TEXT, metrics.render())
+                return Response(200, TEXT, await self._render())
             case "/healthz":
                 return Response(200, JSON, b'{"status":"ok"}')
             case "/readyz":

@@ -31,7 +31,7 @@ async def handler(
 @contextlib.asynccontextmanager
 async def served(path: pathlib.Path) -> AsyncIterator[pathlib.Path]:
     place = path / "control.sock"
-    server = await control.serve(place, handler)
+    server = await control.serve(control.bind(place), handler)
     async with asyncio.timeout(10), server:
         yield place
 
