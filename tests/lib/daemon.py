@@ -34,6 +34,8 @@ OFFSETS = (24, 25, 587, 465, 143, 993, 80, 443, 9090)
 BASES = range(10000, 23600, 7)
 START_LIMIT = 30.0
 LAYOUT = "40-databases.toml"
+WORKERS = os.environ.get("MAILSERVERD_TEST_WORKERS", "")
+"""Where set, daemons run in so many worker processes."""
 
 
 @dataclasses.dataclass
@@ -130,10 +132,8 @@ class Daemon:
         self.stop(signal.SIGKILL)
 
     def children(self) -> list[int]:
-        """Return the processes that it started, by whichever of its threads."""
-        tasks = pathlib.Path(f"/proc/{self.pid}/task").iterdir()
-        texts = [(task / "children").read_text() for task in tasks]
-        return [int(child) for text in texts for child in text.split()]
+        """Return the processes that it started, by whichever thread, and theirs."""
+        return _descendants(self.pid)
 
     def log(self) -> str:
         return (
@@ -162,6 +162,15 @@ class Daemon:
         if check and done.returncode:
             raise RuntimeError(f"{args}: {done.returncode} {done.stdout} {done.stderr}")
         return json.loads(done.stdout) if done.stdout.strip() else None
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it ends just now
+        for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *_descendants(child)]
+    return found
 
 
 def alive(pid: int) -> bool:
@@ -198,6 +207,8 @@ def make(
         owners = [account.partition(":")[0] for account in accounts]
         named = [*domains, *(owner.rpartition("@")[2] for owner in owners)]
         asyncio.run(_fill(made, list(dict.fromkeys(named)), accounts))
+    if WORKERS:
+        made.override(f"[server]\nworkers = {WORKERS}\n", "30-workers.toml")
     return made
 
 
