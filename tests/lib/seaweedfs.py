@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -20,13 +21,17 @@ import sys
 import tempfile
 import time
 import urllib.parse
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import botocore.config
 import botocore.exceptions
 
-from storage.blobs.s3 import Options
+from storage.blobs.s3 import Options, S3BlobStore
 from tests.lib.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 WEED = str(pathlib.Path(sys.executable).with_name("weed"))
 KEY, SECRET = "tester", "not-a-secret"
@@ -138,9 +143,10 @@ class SeaweedFS:
         self.client().create_bucket(Bucket=name)
         return name
 
-    def objects(self, bucket: str) -> dict[str, int]:
+    def objects(self, bucket: str, prefix: str = "") -> dict[str, int]:
         """Return the size of each object in a bucket."""
-        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        paginator = self.client().get_paginator("list_objects_v2")
+        pages = paginator.paginate(Bucket=bucket, Prefix=prefix)
         return {o["Key"]: o["Size"] for p in pages for o in p.get("Contents", ())}
 
     def octets_stored(self) -> int:
@@ -225,6 +231,16 @@ def options(prefix: str, bucket: str = "", endpoint: str = "") -> Options:
         REGION,
         credentials_file(),
     )
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Options, **changes: Any) -> AsyncIterator[S3BlobStore]:
+    """Open a blob store; close it at the end."""
+    store = await S3BlobStore.open(dataclasses.replace(settings, **changes))
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def url(prefix: str, bucket: str = "", endpoint: str = "", **more: object) -> str:

@@ -144,10 +144,13 @@ class Bucket:
     def _body(self, answer: Any, length: int) -> Iterator[bytes]:
         """Read an answer; one that comes too slowly counts as silent."""
         body = answer["Body"]
+        # What has come, not all that was asked for: else one octet at a time would
+        # never count as silence.
+        read = getattr(getattr(body, "_raw_stream", None), "read1", body.read)
         limit = self.options.timeout + length / LEAST_RATE
         started = time.monotonic()
         try:
-            while chunk := body.read(CHUNK):
+            while chunk := read(CHUNK):
                 yield chunk
                 if time.monotonic() - started > limit:
                     raise BucketError(SILENT, text="an answer that is too slow")
@@ -281,13 +284,22 @@ def _base64_crc(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
 
+@functools.cache
+def _loader() -> Any:
+    """Return what reads boto3's description of S3: once is enough for a process."""
+    return importlib.import_module("botocore.loaders").create_loader()
+
+
 def _client(options: Options, connections: int, errors: Errors) -> tuple[Any, Any]:
     """Make boto3's session and client; tries and checksums are our own."""
     boto3: Any = importlib.import_module("boto3.session")
+    botocore: Any = importlib.import_module("botocore.session")
     config: Any = importlib.import_module("botocore.config")
     keys = _keys(options) if options.credentials else {}
     try:
-        session = boto3.Session(profile_name=None if keys else options.profile or None)
+        core = botocore.Session(profile=None if keys else options.profile or None)
+        core.register_component("data_loader", _loader())
+        session = boto3.Session(botocore_session=core)
         client = session.client(
             "s3",
             endpoint_url=options.endpoint or None,

@@ -58,7 +58,7 @@ class S3BlobStore:
     def __init__(self, options: Options, clock: Clock | None = None) -> None:
         self.options = options
         self._clock = clock or SystemClock()
-        self._bucket = Bucket(options, options.parallel + _LARGE + _READS + 1)
+        self.bucket = Bucket(options, options.parallel + _LARGE + _READS + 1)
         self._puts = ThreadPoolExecutor(options.parallel, "blobs-put")
         self._large_puts = ThreadPoolExecutor(_LARGE, "blobs-large")
         self._reads = ThreadPoolExecutor(_READS, "blobs-read")
@@ -67,7 +67,7 @@ class S3BlobStore:
             DiskCache(options.cache, options.cache_size) if options.cache else None
         )
         self._reader = Reader(
-            self._bucket, MemoryCache[Key](options.memory), self._disk, self._read_in
+            self.bucket, MemoryCache[Key](options.memory), self._disk, self._read_in
         )
         self._packer = Packer(
             self._write,
@@ -105,17 +105,17 @@ class S3BlobStore:
     def _open(self) -> None:
         if self._disk:
             self._disk.open()
-        self._store = identity(self._bucket)
+        self._store = identity(self.bucket)
         numbers = Numbers(self._clock.now)
-        self._writer = Writer(self._bucket, self._store, numbers, self._clock.now)
-        self._maintenance = Maintenance(self._bucket, self._store, self._writer)
-        self._puts_before = self._bucket.puts
+        self._writer = Writer(self.bucket, self._store, numbers, self._clock.now)
+        self._maintenance = Maintenance(self.bucket, self._store, self._writer)
+        self._puts_before = self.bucket.puts
 
     async def close(self) -> None:
         """Finish what is pending, then close; requests that fail now are not tried
         again."""
         self._closed = True
-        self._bucket.close()
+        self.bucket.close()
         await self._packer.close()
         for pending in (self._large, self._keeping):
             if pending:
@@ -127,7 +127,7 @@ class S3BlobStore:
     def _release(self) -> None:
         for pool in (self._puts, self._large_puts, self._reads, self._slow):
             pool.shutdown()
-        self._bucket.release()
+        self.bucket.release()
 
     async def _in(
         self, pool: ThreadPoolExecutor, work: Callable[..., T], *args: object
@@ -265,7 +265,7 @@ class S3BlobStore:
 
     async def remove_segment(self, segment: int) -> None:
         """Remove a segment; nothing happens when it has gone already."""
-        await self._upkeep(self._bucket.delete, key_of(segment))
+        await self._upkeep(self.bucket.delete, key_of(segment))
         await self._upkeep(self._reader.forget, segment)
         log.info("segment-removed", segment=segment)
 
@@ -299,7 +299,7 @@ class S3BlobStore:
         return BlobStats(
             packed.puts + self._large_done,
             packed.batches + self._large_done,
-            self._bucket.puts - self._puts_before,
+            self.bucket.puts - self._puts_before,
         )
 
 

@@ -1,0 +1,568 @@
+"""The blob store on S3: packing, caches, segments, several writers."""
+
+import asyncio
+import dataclasses
+import io
+import itertools
+import os
+import pathlib
+import shutil
+import tracemalloc
+
+import pytest
+
+from mailserverd.core.errors import Kind, MailError
+from storage.blobs.s3 import layout
+from storage.blobs.s3.cache import DiskCache, MemoryCache
+from storage.blobs.s3.layout import Numbers, key_of, made_at, number_of
+from storage.blobs.s3.options import parse
+from storage.blobs.s3.packer import Packer
+from storage.blobs.s3.url import size_of
+from storage.segments import prepare
+from tests.lib import seaweedfs
+from tests.lib.s3proxy import Proxy
+
+_prefixes = itertools.count(1)
+MESSAGE = (
+    b"Subject: hello\r\n\r\n" + b"the quick brown fox jumps over the dog\r\n" * 120
+)
+
+
+@pytest.fixture
+def options():
+    """A prefix of its own, uncompressed, so that sizes are known."""
+    prefix = f"test-{os.getpid()}-{next(_prefixes)}"
+    return dataclasses.replace(seaweedfs.options(prefix), compression=0)
+
+
+def segments(options):
+    """Return the sizes of the store's objects in the bucket."""
+    found = seaweedfs.site().objects(options.bucket, f"{options.prefix}/segments/")
+    return list(found.values())
+
+
+# --- packing ---
+
+
+@pytest.mark.parametrize("promised", [False, True])
+def test_concurrent_senders_share_objects(options, promised):
+    async def send(store, number):
+        for count in range(10):
+            if promised:
+                store.expect(1)
+                await asyncio.sleep(0.001)
+                store.expect(-1)
+            await store.put(b"%d %d " % (number, count) + MESSAGE)
+
+    async def run():
+        async with seaweedfs.opened(options) as store:
+            await asyncio.gather(*(send(store, number) for number in range(20)))
+            stats = store.stats()
+            assert stats.puts == 200
+            assert stats.syncs == stats.batches == len(segments(options))
+            assert stats.syncs / stats.puts < 0.3
+
+    asyncio.run(run())
+
+
+def test_a_lone_put_does_not_wait_for_the_window(options):
+    async def run():
+        async with seaweedfs.opened(options, window=30.0) as store:
+            async with asyncio.timeout(10):
+                for _ in range(3):
+                    await store.put(MESSAGE)
+            assert store.stats().batches == 3
+
+    asyncio.run(run())
+
+
+def test_a_batch_waits_for_puts_that_were_promised(options):
+    async def run():
+        async with seaweedfs.opened(options, window=30.0) as store:
+
+            async def keep_promise(number):
+                await asyncio.sleep(number / 100)
+                store.expect(-1)
+                return await store.put(b"%d" % number)
+
+            store.expect(3)
+            tasks = [asyncio.ensure_future(keep_promise(n)) for n in range(3)]
+            async with asyncio.timeout(2.5):  # less than a tenth of the window
+                refs = await asyncio.gather(*tasks)
+            assert len({ref.segment for ref in refs}) == 1
+            assert store.stats().syncs == 1
+
+    asyncio.run(run())
+
+
+def test_objects_are_written_beside_a_slow_one(options):
+    async def run():
+        with Proxy(seaweedfs.site().port) as proxy:
+            through = dataclasses.replace(options, endpoint=proxy.endpoint)
+            async with seaweedfs.opened(through, window=0.05) as store:
+                proxy.harm("PUT", "late")
+                slow = asyncio.ensure_future(store.put(b"slow"))
+                await asyncio.sleep(0.02)
+                await store.put(b"quick")
+                assert not slow.done()
+                await slow
+
+    asyncio.run(run())
+
+
+def test_a_full_batch_does_not_wait(options):
+    written = []
+
+    async def write(payloads):
+        written.append(len(payloads))
+        await release.wait()
+        return list(payloads)
+
+    async def run():
+        nonlocal release
+        release = asyncio.Event()
+        packer = Packer(write, window=60.0, octets=10_000, parallel=2)
+        puts = [asyncio.ensure_future(packer.put(prepare([b"1"])))]
+        await asyncio.sleep(0)
+        for _ in range(5):
+            puts.append(asyncio.ensure_future(packer.put(prepare([b"x" * 4000]))))
+            await asyncio.sleep(0.01)
+        assert written == [1, 2]  # the rest waits for one of the two
+        release.set()
+        await asyncio.gather(*puts)
+        assert written == [1, 2, 2, 1]
+        await packer.close()
+
+    release = None
+    asyncio.run(run())
+
+
+def test_a_large_blob_streams_through_an_object_of_its_own(options):
+    size = 24 << 20
+    block = os.urandom(1 << 20)
+
+    class Endless(io.RawIOBase):
+        def __init__(self):
+            self.at = 0
+
+        def seek(self, offset, whence=0):
+            self.at = offset
+
+        def read(self, n=-1):
+            n = min(n, len(block))
+            self.at += n
+            return block[:n]
+
+    async def run():
+        async with seaweedfs.opened(options, memory=4 << 20, large=1 << 20) as store:
+            small = await store.put(b"small")
+            tracemalloc.start()
+            ref = await store.put_file(Endless(), size)
+            count = 0
+            async for chunk in store.stream(ref):
+                count += len(chunk)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert count == ref.size == size
+            assert peak < 12 << 20  # the cache, and a few pieces; the blob has 24
+            assert ref.segment != small.segment
+            assert await store.read(ref, size - 10) == block[-10:]
+            assert len(await store.segments()) == 2
+
+    asyncio.run(run())
+
+
+# --- reading ---
+
+
+def test_what_was_just_written_is_read_without_a_get(options, tmp_path):
+    async def put():
+        async with seaweedfs.opened(options, cache=str(tmp_path)) as store:
+            puts = [store.put(b"%d" % n * 500) for n in range(30)]
+            refs = await asyncio.gather(*puts)
+            large = await store.put(bytes(5 << 20))
+            before = store.bucket.gets
+            for number, ref in enumerate(refs):
+                assert await store.read(ref) == b"%d" % number * 500
+            assert store.bucket.gets == before
+            return refs, large
+
+    async def again(gets):
+        async with seaweedfs.opened(options, cache=str(tmp_path)) as store:
+            before = store.bucket.gets
+            for number, ref in enumerate(refs):
+                assert await store.read(ref) == b"%d" % number * 500
+            assert await store.read(large, 3 << 20, (3 << 20) + 5) == bytes(5)
+            assert await store.read(large) == bytes(5 << 20)
+            assert (store.bucket.gets == before) is not gets
+
+    refs, large = asyncio.run(put())
+    asyncio.run(again(False))
+    shutil.rmtree(tmp_path)
+    asyncio.run(again(True))
+    asyncio.run(again(False))
+
+
+def test_one_get_for_all_who_read_the_same(options):
+    async def run():
+        async with seaweedfs.opened(options, memory=0) as store:
+            ref = await store.put(MESSAGE)
+            before = store.bucket.gets
+            for got in await asyncio.gather(*(store.read(ref) for _ in range(20))):
+                assert got == MESSAGE
+            assert store.bucket.gets == before + 1
+
+    asyncio.run(run())
+
+
+def test_neighbours_that_are_read_together_come_by_one_get(options):
+    async def run():
+        async with seaweedfs.opened(options, memory=0) as store:
+            puts = [store.put(b"%d " % n + MESSAGE) for n in range(50)]
+            refs = await asyncio.gather(*puts)
+            before = store.bucket.gets
+            got = await asyncio.gather(*(store.read(ref) for ref in refs))
+            assert got == [b"%d " % n + MESSAGE for n in range(50)]
+            assert store.bucket.gets == before + 1
+
+    asyncio.run(run())
+
+
+def test_a_reader_that_goes_away_harms_nobody(options):
+    async def run():
+        async with seaweedfs.opened(options, memory=0) as store:
+            ref = await store.put(MESSAGE)
+            reads = [asyncio.ensure_future(store.read(ref)) for _ in range(4)]
+            await asyncio.sleep(0)
+            reads[0].cancel()
+            reads[2].cancel()
+            got = await asyncio.gather(*reads, return_exceptions=True)
+            assert got[1] == got[3] == MESSAGE
+
+    asyncio.run(run())
+
+
+def test_a_damaged_cache_is_fetched_again(options, tmp_path):
+    async def run():
+        async with seaweedfs.opened(options, cache=str(tmp_path), memory=0) as store:
+            small = await store.put(MESSAGE)
+            large = await store.put(bytes(5 << 20))
+            fetched = await store.put(b"another" * 100)
+        for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        async with seaweedfs.opened(options, cache=str(tmp_path), memory=0) as store:
+            before = store.bucket.gets
+            assert await store.read(small) == MESSAGE
+            assert await store.read(fetched) == b"another" * 100
+            assert await store.read(large) == bytes(5 << 20)
+            assert store.bucket.gets > before
+
+    asyncio.run(run())
+
+
+def test_the_cache_on_disk_is_bounded_and_keeps_what_is_used(tmp_path):
+    cache = DiskCache(str(tmp_path), 16 * 100_000)
+    cache.open()
+    for number in range(300):
+        cache.keep_piece(16, number, 0, bytes(4000))
+        assert cache.piece(16, 0, 0) is not None  # in use all the time
+    kept = [p.stat().st_size for p in tmp_path.rglob("*.rec")]
+    assert sum(kept) < 130_000
+    assert len(kept) > 15
+    assert cache.piece(16, 299, 0) == bytes(4000)
+    assert cache.piece(16, 5, 0) is None
+    assert not cache.holds(60_000)  # more than half of a part
+    cache.drop_segment(16)
+    assert not list(tmp_path.rglob("*.rec"))
+
+
+def test_a_cache_that_cannot_write_fails_nothing(options, tmp_path):
+    async def run():
+        async with seaweedfs.opened(options, cache=str(tmp_path / "c")) as store:
+            shutil.rmtree(tmp_path / "c")
+            (tmp_path / "c").write_text("in the way")
+            ref = await store.put(MESSAGE)
+            assert await store.read(ref) == MESSAGE
+        with pytest.raises(MailError, match="cache directory"):
+            async with seaweedfs.opened(options, cache=str(tmp_path / "c")):
+                pass
+
+    asyncio.run(run())
+
+
+def test_the_cache_in_memory_is_bounded():
+    cache = MemoryCache[int](1000)
+    for number in range(20):
+        cache.put(number, bytes(100))
+        cache.get(0)
+    assert cache.get(0) == cache.get(19) == bytes(100)
+    assert cache.get(5) is None
+    cache.put(99, bytes(251))
+    assert cache.get(99) is None
+    cache.drop_if(lambda key: key != 0)
+    assert cache.get(19) is None
+    assert cache.get(0) is not None
+
+
+# --- segments ---
+
+
+def test_segments_are_listed_rewritten_and_removed(options, tmp_path):
+    async def run():
+        async with seaweedfs.opened(options, cache=str(tmp_path)) as store:
+            contents = [b"%d " % n * 300 for n in range(20)]
+            refs = await asyncio.gather(*map(store.put, contents[:10]))
+            refs += await asyncio.gather(*map(store.put, contents[10:]))
+            infos = await store.segments()
+            assert [info.sealed for info in infos] == [True, True]
+            assert [info.octets for info in infos] == segments(options)
+            listed = [r for info in infos for r in await store.list_blobs(info.segment)]
+            assert listed == refs
+
+            moved = await store.rewrite(refs[::3])
+            assert list(moved) == refs[::3]
+            assert len({ref.segment for ref in moved.values()}) == 1
+            for info in infos:
+                await store.remove_segment(info.segment)
+            for number, ref in enumerate(refs[::3]):
+                assert await store.read(moved[ref]) == contents[number * 3]
+            with pytest.raises(MailError) as caught:
+                await store.read(refs[1])
+            assert caught.value.kind is Kind.UNAVAILABLE
+            assert len(await store.segments()) == 1
+            await store.remove_segment(infos[0].segment)  # again: no harm
+
+    asyncio.run(run())
+
+
+def test_rewriting_leaves_out_what_is_damaged_or_gone(options):
+    async def run():
+        async with seaweedfs.opened(options) as store:
+            puts = [store.put(b"%d " % n * 300) for n in range(5)]
+            refs = await asyncio.gather(*puts)
+            gone = await store.put(b"gone")
+            await store.remove_segment(gone.segment)
+            beyond = dataclasses.replace(refs[4], offset=1 << 30)
+            wrong = dataclasses.replace(refs[3], hash=bytes(32))
+            moved = await store.rewrite([*refs[:3], beyond, wrong, gone])
+            assert set(moved) == set(refs[:3])
+            assert await store.rewrite([gone]) == {}
+            assert await store.rewrite([]) == {}
+            assert len(await store.segments()) == 2
+
+    asyncio.run(run())
+
+
+def harm_object(options, segment, change):
+    """Change the octets of an object in the bucket."""
+    client = seaweedfs.site().client()
+    where = {
+        "Bucket": options.bucket,
+        "Key": f"{options.prefix}/{key_of(segment)}",
+    }
+    data = bytearray(client.get_object(**where)["Body"].read())
+    change(data)
+    client.put_object(**where, Body=bytes(data))
+
+
+def test_damage_is_found_and_named(options):
+    async def run():
+        async with seaweedfs.opened(options, memory=0) as store:
+            puts = [store.put(b"%d " % n * 300) for n in range(5)]
+            refs = await asyncio.gather(*puts)
+            sound = await store.put(MESSAGE)
+
+            def change(data):
+                data[refs[2].offset + 99] ^= 1
+                data[-3] ^= 1
+
+            harm_object(options, refs[0].segment, change)
+            seen = []
+            reports = await store.verify(lambda report, of: seen.append((report, of)))
+            assert [report for report, _ in seen] == reports
+            assert {of for _, of in seen} == {2}
+            offsets = [damage.offset for damage in reports[0].damage]
+            assert refs[2].offset in offsets
+            assert any("footer" in damage.why for damage in reports[0].damage)
+            assert not reports[1].damage
+            assert await store.list_blobs(refs[0].segment) == refs
+            assert await store.read(refs[1]) == b"1 " * 300
+            with pytest.raises(MailError) as caught:
+                await store.read(refs[2])
+            assert caught.value.kind is Kind.UNAVAILABLE
+            assert await store.read(sound) == MESSAGE
+
+    asyncio.run(run())
+
+
+def test_a_segment_is_as_young_as_the_younger_clock_says(options):
+    class Ahead:
+        def now(self):
+            return 4_000_000_000.0
+
+    async def run():
+        async with seaweedfs.opened(options) as store:
+            await store.put(b"written by a machine whose clock is right")
+            (info,) = await store.segments()
+            assert info.modified >= made_at(info.segment)
+        store = await type(store).open(options, Ahead())
+        ref = await store.put(b"written by one that is ahead of the service")
+        assert (await store.segments())[1].modified == 4_000_000_000.0
+        assert ref.segment < 1 << 63
+        await store.close()
+
+    asyncio.run(run())
+
+
+def test_numbers_grow_and_name_their_objects():
+    numbers = Numbers(lambda: 1_800_000_000.5)
+    made = [numbers.next() for _ in range(5000)]
+    assert made == sorted(set(made))
+    assert made[-1] < 1 << 63
+    for number in (made[0], made[-1], 1, 999):
+        assert number_of(key_of(number)) == number
+    assert abs(made_at(made[0]) - 1_800_000_000.5) < 0.001
+    for key in (
+        "segments/abc.seg",
+        "segments/00000000000000FF.seg",
+        "segments/ffffffffffffffff.seg",
+        "segments/00000000000000ff.new",
+        "store",
+    ):
+        assert number_of(key) is None
+
+
+def test_a_number_that_is_taken_is_left_alone(options, monkeypatch):
+    numbers = iter([100, 100, 101, 100, 100, 100])
+    monkeypatch.setattr(layout.Numbers, "next", lambda self: next(numbers))
+
+    async def run():
+        async with seaweedfs.opened(options) as store:
+            first = await store.put(b"first")
+            second = await store.put(b"second")
+            assert (first.segment, second.segment) == (100, 101)
+            with pytest.raises(MailError) as caught:
+                await store.put(b"third")
+            assert caught.value.kind is Kind.UNAVAILABLE
+            assert await store.read(first) == b"first"
+            assert await store.read(second) == b"second"
+
+    asyncio.run(run())
+
+
+# --- identity, several writers ---
+
+
+def test_several_writers_share_a_bucket(options):
+    async def run():
+        opening = (seaweedfs.opened(options) for _ in range(3))
+        one, two, three = (o for o in opening)
+        async with one as a, two as b, three as c:
+            stores = (a, b, c)
+            puts = [s.put(b"%d" % n * 500) for n in range(20) for s in stores]
+            refs = await asyncio.gather(*puts)
+            assert len({ref.store for ref in refs}) == 1
+            assert len({ref.segment for ref in refs}) == 3
+            for index, ref in enumerate(refs):
+                for store in stores:
+                    assert await store.read(ref) == b"%d" % (index // 3) * 500
+
+    asyncio.run(run())
+
+
+def test_stores_that_are_made_at_once_agree_on_their_identity(options):
+    async def run():
+        async def make(_):
+            async with seaweedfs.opened(options) as store:
+                return (await store.put(b"x")).store
+
+        assert len(set(await asyncio.gather(*map(make, range(4))))) == 1
+
+    asyncio.run(run())
+
+
+def test_a_lost_identity_is_read_from_the_segments(options):
+    client = seaweedfs.site().client()
+    store_object = {"Bucket": options.bucket, "Key": f"{options.prefix}/store"}
+
+    async def put():
+        async with seaweedfs.opened(options) as store:
+            return await store.put(MESSAGE)
+
+    async def read():
+        async with seaweedfs.opened(options) as store:
+            return await store.read(ref)
+
+    ref = asyncio.run(put())
+    client.delete_object(**store_object)
+    assert asyncio.run(read()) == MESSAGE
+    client.put_object(**store_object, Body=b"something else\n")
+    with pytest.raises(MailError, match="unknown format"):
+        asyncio.run(read())
+    client.delete_object(**store_object)
+    harm_object(options, ref.segment, lambda data: data.__setitem__(0, 0))
+    with pytest.raises(MailError, match="identity"):
+        asyncio.run(read())
+
+
+def test_the_size_is_that_of_all_segments(options):
+    async def run():
+        async with seaweedfs.opened(options) as store:
+            await asyncio.gather(*(store.put(MESSAGE) for _ in range(3)))
+            await store.put(MESSAGE)
+        url = seaweedfs.url(options.prefix)
+        assert await size_of(url) == sum(segments(options)) > 4 * len(MESSAGE)
+
+    asyncio.run(run())
+
+
+# --- the URL ---
+
+
+def test_a_url_says_everything(tmp_path):
+    options = parse(
+        "s3://mail/a/b/?endpoint=http://127.0.0.1:8333/&region=eu&window=20ms&verify=1"
+        "&cache_size=2GiB&memory=1MiB&compression=3&timeout=3s&credentials=/c&profile=p",
+        str(tmp_path),
+    )
+    assert (options.bucket, options.prefix) == ("mail", "a/b")
+    assert options.endpoint == "http://127.0.0.1:8333"
+    assert (options.region, options.window, options.verify) == ("eu", 0.02, True)
+    assert (options.cache_size, options.memory) == (2 << 30, 1 << 20)
+    assert (options.compression, options.timeout) == (3, 3.0)
+    assert (options.credentials, options.profile) == ("/c", "p")
+    assert options.cache == str(tmp_path)
+    assert parse("s3://mail?cache=none", "/scratch").cache == ""
+    assert parse("s3://mail?cache=/else", "/scratch").cache == "/else"
+    assert parse("s3://mail").place == "s3://mail at Amazon S3"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("s3:///prefix", "must name a bucket"),
+        ("s3://b", "must name a bucket"),
+        ("s3://mail?colour=red", 'no option "colour"'),
+        ("s3://mail?window=soon", "such as"),
+        ("s3://mail?window=90s", "not be more"),
+        ("s3://mail?timeout=1ms", "not be less"),
+        ("s3://mail?endpoint=ftp://x", "must be a URL"),
+        ("s3://mail?endpoint=http://key:secret@x", "must be a URL"),
+        ("s3://mail?verify=yes", "0 or 1"),
+        ("s3://mail?compression=99", "from 0 to 19"),
+        ("s3://mail?cache=", "empty"),
+    ],
+)
+def test_a_mistake_in_a_url_is_named(url, why):
+    with pytest.raises(MailError, match=why) as caught:
+        parse(url)
+    assert caught.value.kind is Kind.INVALID
+
+
+def test_nothing_of_amazon_is_loaded_before_a_bucket_is_used():
+    source = pathlib.Path(layout.__file__).parent
+    for path in source.glob("*.py"):
+        for line in path.read_text().splitlines():
+            assert not line.startswith(("import boto", "from boto")), path
