@@ -1,25 +1,26 @@
-"""``storage check``: what must be true of an account's rows, and mending counters.
+"""``storage check``: what must be true of the rows of an account, and of a shard.
 
-Each rule is a query for what breaks it; an intact account has no findings.
+Each rule is a query for what breaks it; an intact account has no findings.  A rule
+looks at one snapshot, so that nothing that is just being changed is a finding.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, delete, func, insert, select
+from sqlalchemy import and_, case, except_, func, select
 
-from storage.metadata import boxes
-from storage.metadata.accounts import read_state, take
+from storage.metadata.accounts import read_state
 from storage.metadata.check_sql import (
     ACCOUNT_RULES,
     MAX_FINDINGS,
+    ORPHANS,
+    PARENTS,
     RULES,
     SHARD_RULES,
 )
-from storage.metadata.sql import Sql, heavy, p, total
+from storage.metadata.sql import Sql, p, total
 from storage.metadata.tables import (
-    ACCOUNT,
     EMAIL_STATE,
     MAILBOX,
     MAILBOX_EMAIL,
@@ -28,63 +29,26 @@ from storage.metadata.tables import (
 from storage.model import DRAFT, SEEN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from storage.api import Tx
+    from storage.api import Row, Tx
 
-_a, _b, _es = ACCOUNT.c, MAILBOX.c, EMAIL_STATE.c
+SMALL = 20_000  # emails of an account that is checked on one snapshot
+_b, _es = MAILBOX.c, EMAIL_STATE.c
 _me, _mt = MAILBOX_EMAIL.c, MAILBOX_THREAD.c
 _states = MAILBOX_EMAIL.join(
     EMAIL_STATE,
     and_(_es.account_id == _me.account_id, _es.email_id == _me.email_id),
 )
 _unread = and_(_me.deleted == 0, _es.system.op("&")(SEEN | DRAFT) == 0)
+_in_box = and_(_me.account_id == p("a"), _me.mailbox_id == p("box"))
 
 
 def _count(condition: Any) -> Any:
     return total(case((condition, 1), else_=0))
 
 
-_counts = (
-    func.count(),
-    _count(_es.system.op("&")(SEEN) == 0),
-    _count(_me.deleted == 1),
-    total(_es.size),
-    _count(_me.deleted == 0),
-    _count(_unread),
-)
-RECOUNT = Sql(
-    select(_me.mailbox_id, *_counts)
-    .select_from(_states)
-    .where(_me.account_id == p("a"))
-    .group_by(_me.mailbox_id)
-)
-_per_thread = (
-    select(
-        _me.account_id,
-        _me.mailbox_id,
-        _me.thread_id,
-        func.count().label("emails"),
-        _count(_unread).label("unread"),
-    )
-    .select_from(_states)
-    .where(_me.account_id == p("a"), _me.deleted == 0)
-    .group_by(_me.account_id, _me.mailbox_id, _me.thread_id)
-)
-THREADS_COUNTED = Sql(_per_thread)
-THREADS_KEPT = Sql(
-    select(_mt.account_id, _mt.mailbox_id, _mt.thread_id, _mt.emails, _mt.unread).where(
-        _mt.account_id == p("a")
-    )
-)
-USED = Sql(select(func.count(), total(_es.size)).where(_es.account_id == p("a")))
-DROP_THREADS = Sql(delete(MAILBOX_THREAD).where(_mt.account_id == p("a")))
-ADD_THREADS = Sql(
-    insert(MAILBOX_THREAD).from_select(
-        ["account_id", "mailbox_id", "thread_id", "emails", "unread"], _per_thread
-    )
-)
-_NAMES = (  # of the counters, in the order of ``_recount``
+NAMES = (  # of the counters, in the order of ``recount``
     "messages",
     "unseen",
     "deleted",
@@ -94,30 +58,117 @@ _NAMES = (  # of the counters, in the order of ``_recount``
     "total_threads",
     "unread_threads",
 )
-SET_COUNTS = Sql(
-    MAILBOX.update()
-    .where(_b.account_id == p("a"), _b.mailbox_id == p("box"))
-    .values(modseq=p("m"), **{name: p(f"n_{name}") for name in _NAMES})
-)
-SET_USED = Sql(
-    ACCOUNT.update()
-    .where(_a.account_id == p("a"))
-    .values(
-        message_count=p("n_count"), quota_used=p("n_size"), mailbox_modseq=_a.modseq
+KEPT = Sql(
+    select(*(_b[name] for name in NAMES)).where(
+        _b.account_id == p("a"), _b.mailbox_id == p("box")
     )
 )
+COUNTED = Sql(
+    select(
+        func.count(),
+        _count(_es.system.op("&")(SEEN) == 0),
+        _count(_me.deleted == 1),
+        total(_es.size),
+        _count(_me.deleted == 0),
+        _count(_unread),
+    )
+    .select_from(_states)
+    .where(_in_box)
+)
+PER_THREAD = (
+    select(
+        _me.account_id,
+        _me.mailbox_id,
+        _me.thread_id,
+        func.count().label("emails"),
+        _count(_unread).label("unread"),
+    )
+    .select_from(_states)
+    .where(_in_box, _me.deleted == 0)
+    .group_by(_me.account_id, _me.mailbox_id, _me.thread_id)
+)
+_threads = PER_THREAD.subquery("threads")
+THREADS_COUNTED = Sql(
+    select(func.count(), _count(_threads.c.unread > 0)).select_from(_threads)
+)
+_kept = select(
+    _mt.account_id, _mt.mailbox_id, _mt.thread_id, _mt.emails, _mt.unread
+).where(_mt.account_id == p("a"), _mt.mailbox_id == p("box"))
+WRONG_THREADS = tuple(
+    Sql(select(found.c.thread_id).limit(MAX_FINDINGS + 1))
+    for found in (
+        except_(_kept, PER_THREAD).subquery("found"),
+        except_(PER_THREAD, _kept).subquery("found"),
+    )
+)
+USED = Sql(select(func.count(), total(_es.size)).where(_es.account_id == p("a")))
 
 
 def check_account(tx: Tx, account: int, _: None) -> tuple[str, ...]:
     """Return what is wrong, one line each; at most ``MAX_FINDINGS`` of a kind."""
+    findings: list[str] = []
+    for part in parts(tx, account, None):
+        findings += check_part(tx, account, part)
+    return tuple(findings)
+
+
+def parts(tx: Tx, account: int, _: None) -> tuple[tuple[str, int], ...]:
+    """Return what a large account is checked in, each on its own snapshot.
+
+    As ("rule", number), ("boxes", 0), ("box", mailbox) and ("used", 0).
+    """
     read_state(tx, account)
-    findings = _broken(tx, account, (*ACCOUNT_RULES, *RULES))
-    return (*findings, *_counters(tx, account))
+    boxes = [row[0] for row in tx.all(PARENTS, {"a": account})]
+    return (
+        *(("rule", number) for number in range(len(ACCOUNT_RULES) + len(RULES))),
+        ("boxes", 0),
+        *(("box", box) for box in boxes),
+        ("used", 0),
+    )
+
+
+def check_part(tx: Tx, account: int, part: tuple[str, int]) -> tuple[str, ...]:
+    """Return what is wrong with one of ``parts``."""
+    kind, number = part
+    if kind == "rule":
+        rule = (*ACCOUNT_RULES, *RULES)[number]
+        return tuple(_broken(tx, account, (rule,)))
+    if kind == "boxes":
+        rows = tx.all(PARENTS, {"a": account})
+        return tuple(f"mailbox within itself: {box}" for box in loops(rows))
+    if kind == "box":
+        return tuple(_box(tx, account, number))
+    return tuple(_used(tx, account))
 
 
 def check_shard(tx: Tx, _: int, __: None) -> tuple[str, ...]:
     """Return what is wrong with the owners of blobs, all accounts in one scan."""
     return tuple(_broken(tx, 0, SHARD_RULES))
+
+
+def orphans(tx: Tx, after: int, table: str) -> int | None:
+    """Return the next account (after an id) that has rows in a table and no row of
+    its own: it is being removed, or it lost that row."""
+    row = tx.one(ORPHANS[table], {"after": after})
+    return row[0] if row else None
+
+
+def loops(rows: Sequence[Row]) -> list[int]:
+    """Return the mailboxes, given as (id, parent), to cut off from their parent so
+    that none is within itself: the least of each loop."""
+    above = {row[0]: row[1] for row in rows}
+    found: set[int] = set()
+    safe: set[int] = set()
+    for start in above:
+        path: list[int] = []
+        here = start
+        while here in above and here not in safe and here not in path:
+            path.append(here)
+            here = above[here]
+        if here in path:
+            found.add(min(path[path.index(here) :]))
+        safe.update(path)
+    return sorted(found)
 
 
 def _broken(tx: Tx, account: int, rules: Iterable[tuple[str, Sql]]) -> list[str]:
@@ -128,58 +179,44 @@ def _broken(tx: Tx, account: int, rules: Iterable[tuple[str, Sql]]) -> list[str]
     ]
 
 
-def _show(row: Any) -> str:
+def _show(row: Row) -> str:
     return ", ".join(str(value) for value in row)
 
 
-def _recount(tx: Tx, account: int) -> dict[int, tuple[int, ...]]:
-    """Return all eight counters of each mailbox as they should be."""
-    threads: dict[int, list[int]] = {}
-    for _, box, _, _, unread in tx.all(THREADS_COUNTED, {"a": account}):
-        pair = threads.setdefault(box, [0, 0])
-        pair[0] += 1
-        pair[1] += unread > 0
-    counted = {row[0]: row[1:] for row in tx.all(RECOUNT, {"a": account})}
-    return {
-        box: (*counted.get(box, (0,) * 6), *threads.get(box, (0, 0)))
-        for box in boxes.load(tx, account)
-    }
+def recount(tx: Tx, account: int, box: int) -> tuple[int, ...]:
+    """Return all eight counters of a mailbox as they should be."""
+    params = {"a": account, "box": box}
+    counted = tx.one(COUNTED, params) or (0,) * 6
+    threads = tx.one(THREADS_COUNTED, params) or (0, 0)
+    return (*counted, *threads)
 
 
-def _counters(tx: Tx, account: int) -> list[str]:
-    findings = []
-    known = boxes.load(tx, account)
-    for box, right in _recount(tx, account).items():
-        for name, value in zip(_NAMES, right, strict=True):
-            kept = getattr(known[box], name)
-            if kept != value:
-                findings.append(f"mailbox {box}: {name} is {kept}, not {value}")
-    kept_threads = set(tx.all(THREADS_KEPT, {"a": account}))
-    wrong = kept_threads.symmetric_difference(tx.all(THREADS_COUNTED, {"a": account}))
-    findings += [
-        f"mailbox {row[1]}: count of thread {row[2]} is wrong"
-        for row in sorted(wrong)[:MAX_FINDINGS]
-    ]
-    used = tx.one(USED, {"a": account})
-    state = read_state(tx, account)
-    if used is not None and used != (state.message_count, state.quota_used):
-        findings.append(
-            f"account: has {used[0]} messages of {used[1]} octets, counters say "
-            f"{state.message_count} of {state.quota_used}"
+def _box(tx: Tx, account: int, box: int) -> list[str]:
+    params = {"a": account, "box": box}
+    kept = tx.one(KEPT, params)
+    if kept is None:  # it was removed since
+        return []
+    findings = [
+        f"mailbox {box}: {name} is {is_now}, not {right}"
+        for name, is_now, right in zip(
+            NAMES, kept, recount(tx, account, box), strict=True
         )
+        if is_now != right
+    ]
+    wrong = {row[0] for one in WRONG_THREADS for row in tx.all(one, params)}
+    findings += [
+        f"mailbox {box}: count of thread {thread} is wrong"
+        for thread in sorted(wrong)[:MAX_FINDINGS]
+    ]
     return findings
 
 
-@heavy
-def repair_counters(tx: Tx, account: int, _: None) -> int:
-    """Write every counter anew from the memberships; returns the modseq."""
-    modseq = take(tx, account)
-    params = {"a": account}
-    tx.run(DROP_THREADS, params)
-    tx.run(ADD_THREADS, params)
-    for box, right in _recount(tx, account).items():
-        values = {f"n_{n}": v for n, v in zip(_NAMES, right, strict=True)}
-        tx.run(SET_COUNTS, {**params, "box": box, "m": modseq, **values})
-    used = tx.one(USED, params) or (0, 0)
-    tx.run(SET_USED, {**params, "n_count": used[0], "n_size": used[1]})
-    return modseq
+def _used(tx: Tx, account: int) -> list[str]:
+    used = tx.one(USED, {"a": account}) or (0, 0)
+    state = read_state(tx, account)
+    if tuple(used) == (state.message_count, state.quota_used):
+        return []
+    return [
+        f"account: has {used[0]} messages of {used[1]} octets, counters say "
+        f"{state.message_count} of {state.quota_used}"
+    ]
