@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
+from mailserverd.core.pickles import dumps
 from mailserverd.core.sockets import address, peer_uid
 
 if TYPE_CHECKING:
@@ -282,7 +283,7 @@ class Peer(asyncio.Protocol):
     def _pickled(self, batch: list[Message]) -> list[bytes]:
         """Return frames; a message that cannot be sent fails alone."""
         try:
-            data = pickle.dumps(batch, 5)
+            data = dumps(batch)
         except Exception as error:
             if len(batch) == 1:
                 return self._unsent(batch[0], Kind.INTERNAL, error)
@@ -305,7 +306,7 @@ class Peer(asyncio.Protocol):
             return []
         if isinstance(value, MailError):  # its details are what cannot be sent
             problem = MailError(value.kind, value.text)
-        return [pickle.dumps([(number, False, problem)], 5)]
+        return [dumps([(number, False, problem)])]
 
 
 def _settle(future: asyncio.Future[Any], success: bool, value: Any) -> None:

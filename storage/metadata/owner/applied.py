@@ -3,11 +3,11 @@ the transaction of the unit itself until its sender has the answer."""
 
 from __future__ import annotations
 
-import pickle
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select
 
+from mailserverd.core.pickles import dumps
 from storage.metadata.common_tables import APPLIED
 from storage.metadata.sql import Insert, Sql, heavy, p
 
@@ -32,7 +32,7 @@ def keyed(tx: Tx, account: int, call: Keyed) -> bytes:
         row = tx.one(FIND, {"which": key})
         if row is not None:
             return bytes(row[0])
-    outcome = pickle.dumps(work(tx, account, args), 5)
+    outcome = dumps(work(tx, account, args))
     if answered is not None:
         tx.run(FORGET, {"first": answered[0], "last": answered[1]})
     tx.run(ADD, (key, int(tx.now), outcome))
