@@ -15,6 +15,7 @@ from storage.directory import (
     ACTIVE,
     CREATING,
     DELETED,
+    DISABLED,
     LIVE,
     PASSWORD,
     PURGED,
@@ -62,13 +63,6 @@ ADDRESSES_IN = Sql(
     )
 )
 INSERT_KEY = Sql(insert(DKIM_KEY))
-SET_KEY_STATE = Sql(
-    update(DKIM_KEY)
-    .where(
-        DKIM_KEY.c.domain_id == p("domain"), DKIM_KEY.c.selector == p("which_selector")
-    )
-    .values(state=p("state"))
-)
 DELETE_KEYS = Sql(delete(DKIM_KEY).where(DKIM_KEY.c.domain_id == p("domain")))
 IN_DOMAIN = ADDRESS.c.domain_id == D.domain_id
 DOMAINS = Sql(
@@ -93,11 +87,19 @@ SET_STATE = Sql(
     .where(A.account_id == p("account"))
     .values(state=p("to_state"), version=p("to_version"))
 )
-SET_PROFILE = Sql(
+SET_SHARD = Sql(
     update(ACCOUNT)
     .where(A.account_id == p("account"))
-    .values(name=p("to_name"), admin=p("to_admin"), version=p("to_version"))
+    .values(shard=p("to_shard"), version=p("to_version"))
 )
+INSERT_AT = Sql(insert(ACCOUNT))
+FILL = Sql(
+    update(ACCOUNT)
+    .where(A.account_id == p("account"))
+    .values(address=p("to_address"), shard=p("to_shard"))
+)
+LAST_ACCOUNT = Sql(select(func.max(A.account_id)))
+MAX_GAP = 100_000  # ids that restoring one account may use up
 ACCOUNTS = Sql(
     select(*read.ACCOUNT_COLUMNS)
     .where(A.account_id > p("after"), A.state.in_(LIVE))
@@ -231,30 +233,6 @@ def set_postmaster(tx: Tx, _account: int, args: tuple[str, str]) -> None:
     bump(tx)
 
 
-def add_keys(tx: Tx, _account: int, args: tuple[str, tuple[DkimKey, ...]]) -> None:
-    """Add signing keys to a domain; ALREADY_EXISTS for a selector in use."""
-    name, keys = args
-    domain = domain_id(tx, name)
-    used = {key.selector for key in read.dkim_keys(tx, 0, name)}
-    if taken := used & {key.selector for key in keys}:
-        raise MailError(Kind.ALREADY_EXISTS, f"selector {min(taken)} exists")
-    _insert_keys(tx, domain, keys)
-    bump(tx)
-
-
-def set_key_state(tx: Tx, _account: int, args: tuple[str, str, str]) -> None:
-    """Set (domain, selector) to ``active`` or ``retired``; NOT_FOUND."""
-    name, selector, state = args
-    key = {
-        "domain": domain_id(tx, name),
-        "which_selector": selector,
-        "state": state,
-    }
-    if not tx.run(SET_KEY_STATE, key):
-        raise MailError(Kind.NOT_FOUND, f"no key {selector} in domain {name}")
-    bump(tx)
-
-
 def _insert_keys(tx: Tx, domain: int, keys: tuple[DkimKey, ...]) -> None:
     tx.many(
         INSERT_KEY,
@@ -359,19 +337,71 @@ def set_state(tx: Tx, account: int, state: str) -> None:
     _set_state(tx, account, state)
 
 
-def set_profile(tx: Tx, account: int, args: tuple[str, bool]) -> None:
-    """Set the display name and whether the account administers the server."""
+def set_shard(tx: Tx, account: int, shard: bytes) -> None:
+    """Say that an account lives on another shard (UUID): its rows are there."""
     _existing(tx, account)
-    name, admin = args
+    key = {"account": account, "to_shard": shard, "to_version": bump(tx)}
+    tx.run(SET_SHARD, key)
+
+
+def restore_account(tx: Tx, account: int, args: tuple[str, str, bytes]) -> None:
+    """Make the row of an account whose mail is on a shard: (local, domain, shard).
+
+    It has no password, and is disabled.  NOT_FOUND (domain) and ALREADY_EXISTS, the
+    address or the id.
+    """
+    local, domain, shard = args
+    row = tx.one(read.ACCOUNT_BY_ID, {"account": account})
+    if row is not None and read.account_record(row).address:
+        raise MailError(Kind.ALREADY_EXISTS, f"account {account} exists")
+    domain_key = _free_address(tx, AddAccount(local, domain, shard, ""))
+    version = bump(tx)
+    if row is None:
+        _use_up(tx, account, version)
     tx.run(
-        SET_PROFILE,
+        FILL,
+        {"account": account, "to_address": f"{local}@{domain}", "to_shard": shard},
+    )
+    tx.run(
+        INSERT_ADDRESS,
         {
-            "account": account,
-            "to_name": name,
-            "to_admin": int(admin),
-            "to_version": bump(tx),
+            "domain_id": domain_key,
+            "local": local,
+            "account_id": account,
+            "created": int(tx.now),
         },
     )
+    _set_state(tx, account, DISABLED)
+
+
+def _use_up(tx: Tx, account: int, version: int) -> None:
+    """Make a row, without an address, for an id and for those before it.
+
+    Ids are given out by the database, which so goes on behind it.
+    """
+    row = {
+        "address": "",
+        "name": "",
+        "shard": b"",
+        "state": PURGED,
+        "admin": 0,
+        "created": int(tx.now),
+        "version": version,
+    }
+    for _ in range(MAX_GAP):
+        given = tx.one(INSERT_ACCOUNT, row)
+        if given is not None and given[0] >= account:
+            break
+    else:
+        raise MailError(Kind.LIMIT, f"account {account} is too far from the last one")
+    if given[0] > account:
+        tx.run(INSERT_AT, {**row, "account_id": account})
+
+
+def last_account(tx: Tx, _account: int, _args: None) -> int:
+    """Return the greatest account id that was ever given out; 0 before any."""
+    row = tx.one(LAST_ACCOUNT)
+    return (row[0] if row else 0) or 0
 
 
 def list_accounts(

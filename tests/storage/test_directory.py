@@ -90,19 +90,16 @@ def test_every_change_raises_the_version_and_stamps_the_account(
             (directory.set_credential, SetCredential(one, "h3", APP_PASSWORD, "p")),
             (directory.remove_credential, (APP_PASSWORD, "p")),
             (directory.set_state, "disabled"),
-            (directory.set_profile, ("One", True)),
+            (directory.set_shard, b"t" * 16),
             (directory.remove_account, None),
         ):
             await db.write(unit, one, args)
             assert await changed() == {one}, unit
         add: Any = AddAlias("a", "example.org", ("two@example.org",), send_as=True)
-        keys = ("example.org", (DkimKey("s", "rsa", "pem"),))
         for unit, args in (
             (aliases.add_alias, add),
             (aliases.remove_alias, ("a", "example.org")),
             (directory.set_postmaster, ("example.org", "two@example.org")),
-            (directory.add_keys, keys),
-            (directory.set_key_state, ("example.org", "s", "retired")),
         ):
             await db.write(unit, 0, args)
             assert await changed() == set(), unit
@@ -152,6 +149,37 @@ def test_removed_accounts_keep_their_id_for_ever(tmp_path: pathlib.Path) -> None
     run(tmp_path, scenario)
 
 
+def test_a_lost_account_is_restored_under_its_id(tmp_path: pathlib.Path) -> None:
+    """Ids go on behind it, and those between are never given out."""
+
+    async def scenario(db: Database) -> None:
+        one = await account(db, "one")
+        for lost in (one + 5, one + 3):
+            args = (f"u{lost}", "example.org", b"t" * 16)
+            await db.write(directory.restore_account, lost, args)
+            record = await db.read(directory_read.account, lost, None)
+            assert (record.address, record.shard) == (f"u{lost}@example.org", b"t" * 16)
+            assert record.state == "disabled"
+            login = await db.read(directory_read.login, 0, (f"u{lost}", "example.org"))
+            assert login is not None
+            assert login.account == lost
+            assert login.credentials == ()
+            with pytest.raises(MailError):
+                await db.write(directory.restore_account, lost, args)
+        for args in (
+            ("one", "example.org", b"t" * 16),
+            ("new", "elsewhere.example", b"t" * 16),
+        ):
+            with pytest.raises(MailError):
+                await db.write(directory.restore_account, 50, args)
+        assert await db.read(directory.last_account, 0, None) == one + 5
+        assert await account(db, "two") > one + 5
+        records = await db.read(directory.list_accounts, 0, (0, 100))
+        assert len(records) == 4
+
+    run(tmp_path, scenario)
+
+
 def test_domains_keep_keys_and_count_addresses(tmp_path: pathlib.Path) -> None:
     async def scenario(db: Database) -> None:
         keys = (DkimKey("a", "rsa", "p1", "t1"), DkimKey("b", "ed25519", "p2", "t2"))
@@ -164,8 +192,6 @@ def test_domains_keep_keys_and_count_addresses(tmp_path: pathlib.Path) -> None:
             ("example.org", 0, 0, ()),
             ("x.example", 1, 1, keys),
         ]
-        with pytest.raises(MailError):
-            await db.write(directory.add_keys, 0, ("x.example", keys[:1]))
         await db.write(directory.remove_domain, 0, ("x.example", True))
         assert await db.read(directory_read.dkim_keys, 0, "x.example") == ()
         await db.write(directory.add_domain, 0, AddDomain("x.example"))
@@ -249,6 +275,7 @@ WHOLE_TABLE_ON_PURPOSE = {
     "directory.BY_SHARD",  # account add
     "directory.DOMAINS",  # domain list
     "directory.UNFINISHED",  # at start
+    "directory.LAST_ACCOUNT",  # ends at the last account
     "directory_read.FIRST",  # ends at the first account
 }
 
