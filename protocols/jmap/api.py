@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mailserverd.core import metrics
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
+from protocols.jmap.budget import Share, Site
 from protocols.jmap.method import Context, Method
 from protocols.jmap.wire import arguments, ijson, references, request
 from protocols.jmap.wire.errors import MethodError, RequestError, method_error
@@ -37,6 +38,11 @@ class Api:
         self._methods = {method.name: method for method in methods}
         self._limits = services.settings.limits
         self._heavy = asyncio.Semaphore(1)
+        self._site = Site(self._limits.max_responses)
+
+    def share(self) -> Share:
+        """Return room for one answer; close it when the client has read it."""
+        return Share(self._site, self._limits.max_response)
 
     async def parse(self, data: bytes) -> Any:
         """Parse a document; large ones off the loop.  RequestError when it is none."""
@@ -44,7 +50,9 @@ class Api:
             return await self._services.offload(ijson.loads, data)
         return ijson.loads(data)
 
-    async def run(self, principal: Principal, document: Any) -> dict[str, Any]:
+    async def run(
+        self, principal: Principal, document: Any, share: Share
+    ) -> dict[str, Any]:
         """Run a Request; returns the Response object, encoded with ``ijson.dumps``.
 
         Raises RequestError when the request as a whole is refused.
@@ -59,7 +67,7 @@ class Api:
             principal,
             dict(wanted.created_ids or {}),
             self._heavy,
-            budget=self._limits.max_response,
+            share=share,
         )
         for call in wanted.calls:
             await self._call(context, wanted.using, call)

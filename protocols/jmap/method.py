@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from auth.people.authenticate import Principal
+    from protocols.jmap.budget import Share
     from protocols.jmap.services import Limits, Services
     from protocols.jmap.wire.request import Invocation
 
@@ -47,7 +48,7 @@ class Context:
     heavy: asyncio.Semaphore  # for work that takes much memory: one at a time
     responses: list[Invocation] = dataclasses.field(default_factory=list)
     following: list[tuple[str, Arguments]] = dataclasses.field(default_factory=list)
-    budget: int = 0  # octets that may still be read for, and put into, the response
+    share: Share | None = None  # of the memory that all answers have
 
     @property
     def limits(self) -> Limits:
@@ -72,7 +73,6 @@ class Context:
         self.following.append((name, args))
 
     def spend(self, octets: int) -> None:
-        """Take from what the response may still hold; ``requestTooLarge``."""
-        self.budget -= octets
-        if self.budget < 0:
-            raise MethodError("requestTooLarge", "the response would be too large")
+        """Take from what the response may still hold; see ``Share.spend``."""
+        if self.share is not None:
+            self.share.spend(octets)

@@ -44,6 +44,7 @@ class Limits:
     max_keywords: int = 100
     max_recipients: int = 1000
     max_response: int = 64_000_000  # octets read for and put into one response
+    max_responses: int = 192_000_000  # the same for all that are not sent yet
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

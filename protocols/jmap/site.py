@@ -141,13 +141,19 @@ class JmapSite:
             raise not_json("the content type must be application/json")
         if not await self._requests.enter_soon(who.account):
             raise limit("maxConcurrentRequests", "too many requests at once", 429)
-        leave = functools.partial(self._requests.leave, who.account)
+        share = self.api.share()
+
+        def leave() -> None:
+            share.close()
+            self._requests.leave(who.account)
+
         try:
             data = body.data
             if body.file is not None:
                 data = await self._services.offload(body.read)
-            response = await self.api.run(who, await self.api.parse(data))
+            response = await self.api.run(who, await self.api.parse(data), share)
             answer = ijson.dumps(response)
+            share.settle(len(answer))
         except BaseException:
             leave()
             raise

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from auth.people.authenticate import Principal
     from protocols.jmap.api import Api
+    from protocols.jmap.budget import Share
     from protocols.jmap.gate import Gate
     from protocols.jmap.services import Services
     from protocols.web import Socket
@@ -120,12 +121,22 @@ class JmapSocket:
 
     async def _run(self, request_id: str | None, body: dict[str, Any]) -> None:
         async with self._gate.waiting(self._principal.account):
-            response = await self._api.run(self._principal, body)
-            head: dict[str, Any] = {"@type": "Response"}
-            if request_id is not None:
-                head["requestId"] = request_id
-            self._send({**head, **response})
-            await self._taken()
+            share = self._api.share()
+            try:
+                share.settle(await self._answer(request_id, body, share))
+                await self._taken()
+            finally:
+                share.close()
+
+    async def _answer(
+        self, request_id: str | None, body: dict[str, Any], share: Share
+    ) -> int:
+        """Run a request and send what it says; returns how many octets that is."""
+        response = await self._api.run(self._principal, body, share)
+        head: dict[str, Any] = {"@type": "Response"}
+        if request_id is not None:
+            head["requestId"] = request_id
+        return self._send({**head, **response})
 
     async def _taken(self) -> None:
         """Wait until the client has read what it was sent, or is gone.
@@ -161,9 +172,12 @@ class JmapSocket:
         else:
             self._close("the login no longer holds")
 
-    def _send(self, message: dict[str, Any]) -> None:
-        if self._socket is not None:
-            self._socket.send(ijson.dumps(message))
+    def _send(self, message: dict[str, Any]) -> int:
+        if self._socket is None:
+            return 0
+        text = ijson.dumps(message)
+        self._socket.send(text)
+        return len(text)
 
     def _close(self, reason: str) -> None:
         if self._socket is not None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
+from protocols.jmap.budget import FREE, Share, Site
 from protocols.jmap.services import Limits, Settings
+from protocols.jmap.wire.errors import MethodError
 from tests.lib.jmap import message, with_jmap
 
 SMALL = Settings(hostname="mx.example.org", limits=Limits(max_response=2_000_000))
@@ -68,3 +72,29 @@ async def test_lists_of_many_addresses(client):
     kinds = [name for name, _, _ in await client.calls(*calls)]
     assert kinds[0] == "Email/get"
     assert kinds[-1] == "error"
+
+
+def test_all_answers_together_are_bounded():
+    site = Site(3 * FREE)
+    first, second, small = (Share(site, 10 * FREE) for _ in range(3))
+    first.spend(3 * FREE)
+    with pytest.raises(MethodError) as caught:
+        second.spend(FREE + FREE + 1)
+    assert caught.value.kind == "serverUnavailable"
+    small.spend(FREE)  # always passes
+    first.settle(FREE * 2)  # made: what was read for it has gone
+    second.spend(1)
+    assert site.held == 2 * FREE + 2
+    for share in (first, second, small):
+        share.close()
+        share.close()
+    assert site.held == 0
+
+
+@with_jmap()
+async def test_an_answer_that_was_sent_holds_nothing(client):
+    email = await client.add(message(body="x" * 1_500_000))
+    args = {"ids": [email], "fetchTextBodyValues": True, "properties": ["bodyValues"]}
+    for _ in range(3):
+        await client.call("Email/get", **args)
+    assert client.site.api._site.held == 0
