@@ -7,6 +7,10 @@ domain as lower-case A-labels.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from array import array
 
 CREATING, ACTIVE, DISABLED = "creating", "active", "disabled"
 DELETED, PURGED = "deleted", "purged"
@@ -151,6 +155,14 @@ class Login:
     state: str
     credentials: tuple[Credential, ...]
     stamp: int = 0  # the directory's version at the account's last change
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placement:
+    """Where every account lives that is not removed: (shard UUID, account ids)."""
+
+    version: int
+    shards: tuple[tuple[bytes, array[int]], ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

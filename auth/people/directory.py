@@ -92,7 +92,13 @@ class Directory:
 
     async def start(self) -> None:
         """Load where every account lives."""
-        self._take(await self._database.read(units.load, 0, self._version))
+        found = await self._database.read(units.load, 0, None)
+        self._checked = self._clock.monotonic()
+        self._version, self._cache, self._shard_of = found.version, {}, array("H")
+        for uuid, accounts in found.shards:
+            where = self._positions.get(uuid, ELSEWHERE)
+            for account in accounts:
+                self._place(account, where)
         if elsewhere := self.elsewhere():
             log.error("accounts-on-unknown-shards", accounts=elsewhere)
 
@@ -144,12 +150,15 @@ class Directory:
         self._version = change.version
         self._cache = {}
         for account, uuid, state in change.accounts:
-            if account >= len(self._shard_of):
-                missing = account + 1024 - len(self._shard_of)
-                self._shard_of.extend([NOWHERE] * missing)
             gone = state in {DELETED, PURGED}
             where = NOWHERE if gone else self._positions.get(uuid, ELSEWHERE)
-            self._shard_of[account] = where
+            self._place(account, where)
+
+    def _place(self, account: int, where: int) -> None:
+        if account >= len(self._shard_of):
+            missing = account + 1024 - len(self._shard_of)
+            self._shard_of.extend([NOWHERE] * missing)
+        self._shard_of[account] = where
 
     async def _cached(self, work: Work[A, R], account: int, args: A, key: object) -> R:
         """Return a reading unit's answer for this version of the directory."""

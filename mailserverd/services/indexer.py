@@ -36,6 +36,7 @@ BATCH_MESSAGES = 500  # of one update, when there is much to catch up with
 BATCH_OCTETS = 4 << 20
 STEP_EVERY = 1.0  # seconds, while something is to be done
 LOOK_EVERY = 15.0  # seconds between looks at all shards
+MOST = 2000  # accounts that are kept an eye on; others come when these are done
 PAGE = 500  # accounts that one look returns at once
 BACK_OFF = (1.0, 5.0, 30.0, 120.0, 300.0)
 REBUILD_AFTER = len(BACK_OFF)  # failures in a row
@@ -119,7 +120,7 @@ class Indexer:
         """See which accounts of a shard changed, and which are gone."""
         try:
             after, page = 0, PAGE
-            while page == PAGE:
+            while page == PAGE and len(self._accounts) < MOST:
                 found = await shard.read(indexed.behind, 0, (after, PAGE))
                 for account, modseq, done in found:
                     self._heard(account, modseq, done)

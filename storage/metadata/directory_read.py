@@ -9,13 +9,16 @@ from sqlalchemy import select
 
 from mailserverd.core.errors import Kind, MailError
 from storage.directory import (
+    DELETED,
     LIVE,
+    PURGED,
     AccountRecord,
     Credential,
     DirectoryChange,
     DkimKey,
     Login,
     Lookup,
+    Placement,
     Resolution,
     Target,
 )
@@ -28,6 +31,7 @@ from storage.metadata.directory_tables import (
     DOMAIN,
     STATE,
 )
+from storage.metadata.packed import Packed, numbers
 from storage.metadata.sql import Sql, inline, p
 
 if TYPE_CHECKING:
@@ -43,6 +47,11 @@ CHANGED = Sql(
     select(ACCOUNT.c.account_id, ACCOUNT.c.shard, ACCOUNT.c.state).where(
         ACCOUNT.c.version > p("since")
     )
+)
+PLACES = Sql(
+    select(ACCOUNT.c.shard, Packed(ACCOUNT.c.account_id))
+    .where(ACCOUNT.c.state.not_in((DELETED, PURGED)))
+    .group_by(ACCOUNT.c.shard)
 )
 DOMAIN_BY_NAME = Sql(select(D.domain_id, D.postmaster).where(D.name == p("name")))
 ADDRESS_BY_KEY = Sql(
@@ -140,9 +149,13 @@ def changes(tx: Tx, _account: int, since: int) -> DirectoryChange | None:
     return DirectoryChange(version, tuple((r[0], r[1], r[2]) for r in rows))
 
 
-def load(tx: Tx, _account: int, since: int) -> DirectoryChange | None:
-    """``changes``, off the loop: the first time, of all accounts."""
-    return changes(tx, 0, since)
+def load(tx: Tx, _account: int, _args: None) -> Placement:
+    """Return where all accounts live, compactly: for the start of the daemon."""
+    row = tx.one(VERSION)
+    found = tx.all(PLACES)
+    return Placement(
+        row[0] if row else 0, tuple((uuid, numbers("Q", ids)) for uuid, ids in found)
+    )
 
 
 @inline

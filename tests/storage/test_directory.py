@@ -277,6 +277,7 @@ WHOLE_TABLE_ON_PURPOSE = {
     "directory.UNFINISHED",  # at start
     "directory.LAST_ACCOUNT",  # ends at the last account
     "directory_read.FIRST",  # ends at the first account
+    "directory_read.PLACES",  # at start
 }
 
 
