@@ -295,6 +295,7 @@ class Supervisor:
                 hostname=server.hostname,
                 workers=server.processes,
             )
+            self._reload_if_asked()
 
     def _failed(self, child: Child, error: MailError) -> None:
         if self._phase is Phase.STARTING:
@@ -332,9 +333,9 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Read the configuration again; a faulty one changes nothing anywhere."""
-        if self._phase is not Phase.SERVING:
+        if not self._running:
             return
-        if self._applying:
+        if self._applying or self._phase is Phase.STARTING:
             self._reload_again = True
             return
         systemd.notify("RELOADING=1")
@@ -387,6 +388,10 @@ class Supervisor:
             log.info("reloaded")
         if self._running:
             systemd.notify("READY=1")
+        self._reload_if_asked()
+
+    def _reload_if_asked(self) -> None:
+        """Do what SIGHUP asked for while it could not be done."""
         if self._reload_again:
             self._reload_again = False
             self._reload()
