@@ -46,6 +46,12 @@ class Tx(Protocol):
     def one(self, statement: Statement, params: Params = ...) -> Row | None:
         """Return the first row, or None."""
 
+    def each(self, *asked: tuple[Statement, Params]) -> list[list[Row]]:
+        """Return the rows of several SELECTs that do not need one another.
+
+        Where a database is far, they travel together.
+        """
+
     def run(self, statement: Statement, params: Params = ...) -> int:
         """Execute and return the number of rows it touched."""
 

@@ -52,18 +52,21 @@ class Mailboxes:
         change counter is compared each time.
         """
         check(access)
-        state = await self._store.read(access, accounts.state, None)
         known = self._lists.get(access.account)
-        if known is not None and known.state == state:
-            self._lists.move_to_end(access.account)
-            return known
         fresh = await self._fresh(access, known)
-        self._remember(access.account, fresh)
+        if fresh is not known:
+            self._remember(access.account, fresh)
+        elif access.account in self._lists:
+            self._lists.move_to_end(access.account)
         return fresh
 
     async def _fresh(self, access: Access, known: MailboxList | None) -> MailboxList:
         fresh: MailboxList | None = None
-        if known is not None and len(known.mailboxes) <= SOME:
+        if known is not None and len(known.mailboxes) > SOME:
+            state = await self._store.read(access, accounts.state, None)
+            if known.state == state:
+                return known
+        elif known is not None:
             fresh = await self._store.read(access, mailboxes.list_again, known)
         if fresh is None:
             fresh = await self._store.read(access, mailboxes.list_few, FEW)

@@ -20,6 +20,7 @@ from storage.metadata import (
     columns,
     copies,
     flags,
+    listing,
     messages,
     query,
     texts,
@@ -156,6 +157,15 @@ class Messages:
         few = len(email_ids) <= FEW
         unit = messages.few_states if few else messages.get_states
         return await self._store.read(access, unit, email_ids)
+
+    async def listed(
+        self, access: Access, email_ids: Sequence[int], columns: Column, since: int
+    ) -> listing.Listed:
+        """Return the states of emails, and the rows of those that changed since a
+        modseq, at one moment."""
+        check(access)
+        unit = listing.few if len(email_ids) <= FEW else listing.read
+        return await self._store.read(access, unit, (email_ids, columns, since))
 
     async def query(self, access: Access, query_args: EmailQuery) -> QueryResult:
         """Email/query (RFC 8621 section 4.4), text conditions resolved before.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import insert, or_, select, update
 
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata.sql import Sql, p
@@ -13,7 +13,7 @@ from storage.metadata.tables import ACCOUNT, MAILBOX, SUBSCRIPTION
 from storage.model import Mailbox, NewMailbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from storage.api import Row, Tx
 
@@ -34,7 +34,7 @@ MAX_MAILBOXES = 5000
 MAX_DEPTH = 20
 SEPARATOR = "/"
 
-_c = MAILBOX.c
+_a, _c = ACCOUNT.c, MAILBOX.c
 _mine = _c.account_id == p("a")
 COLUMNS = (
     _c.mailbox_id,
@@ -59,12 +59,14 @@ COLUMNS = (
     _c.unread_threads,
 )
 ALL = Sql(select(*COLUMNS).where(_mine))
+SOME = Sql(select(*COLUMNS).where(_mine).limit(p("n")))
 CHANGED = Sql(
     select(*COLUMNS).where(
-        _mine, or_(_c.modseq > p("since"), _c.highestmodseq > p("since"))
+        _mine,
+        p("since") < select(_a.modseq).where(_a.account_id == p("a")).scalar_subquery(),
+        or_(_c.modseq > p("since"), _c.highestmodseq > p("since")),
     )
 )
-COUNT = Sql(select(func.count()).select_from(MAILBOX).where(_mine))
 ONE = Sql(select(*COLUMNS).where(_mine, _c.mailbox_id == p("box")))
 BY_ROLE = Sql(select(_c.mailbox_id).where(_mine, _c.role == p("wanted")))
 NAMED = Sql(
@@ -90,7 +92,6 @@ INSERT = Sql(
         "properties_modseq",
     ),
 )
-_a = ACCOUNT.c
 NEXT_IDS = Sql(
     update(ACCOUNT)
     .where(_a.account_id == p("a"))
@@ -116,21 +117,26 @@ UNSUBSCRIBE = Sql(
 
 def load(tx: Tx, account: int) -> dict[int, Mailbox]:
     """Return all mailboxes of an account by id, parents' paths joined in."""
-    rows = {row[0]: row for row in tx.all(ALL, {"a": account})}
+    return joined(tx.all(ALL, {"a": account}))
+
+
+def joined(all_rows: Iterable[Row]) -> dict[int, Mailbox]:
+    """Return mailboxes by id from all rows of an account."""
+    rows = {row[0]: row for row in all_rows}
     paths: dict[int, str] = {}
     return {key: _mailbox(row, _path(key, rows, paths)) for key, row in rows.items()}
 
 
 def changed(
-    tx: Tx, account: int, known: Mapping[int, Mailbox], since: int
+    rows: Iterable[Row], known: Mapping[int, Mailbox], since: int
 ) -> dict[int, Mailbox] | None:
-    """Return the mailboxes whose counters changed since a modseq, by id.
+    """Return the mailboxes whose counters changed, from what ``CHANGED`` found.
 
     None when more than counters changed since ``known`` was read: then paths or the
     order may be others.
     """
     found: dict[int, Mailbox] = {}
-    for row in tx.all(CHANGED, {"a": account, "since": since}):
+    for row in rows:
         if row[11] > since or row[0] not in known:  # its properties
             return None
         found[row[0]] = _mailbox(row, known[row[0]].path)
@@ -148,6 +154,13 @@ def get(tx: Tx, account: int, mailbox_id: int) -> Row:
     if row is None:
         raise no_mailbox()
     return row
+
+
+def existing(rows: Sequence[Row]) -> Row:
+    """Return the row that ``ONE`` found, or raise NOT_FOUND."""
+    if not rows:
+        raise no_mailbox()
+    return rows[0]
 
 
 def no_mailbox() -> MailError:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import case, func, insert, select, update
 
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata import boxes
-from storage.metadata.accounts import STATE_COLUMNS, read_state, release, take
+from storage.metadata.accounts import (
+    STATE,
+    STATE_COLUMNS,
+    found,
+    read_state,
+    release,
+    take,
+)
 from storage.metadata.boxes import MAX_DEPTH, MAX_MAILBOXES, ROLES, SEPARATOR
 from storage.metadata.sql import Sql, inline, p
 from storage.metadata.tables import ACCOUNT, MAILBOX, SUBSCRIPTION
@@ -42,10 +49,16 @@ CHANGE = Sql(
 STATE_AND_COUNT = Sql(
     select(
         *STATE_COLUMNS,
-        select(func.count())
-        .select_from(MAILBOX)
-        .where(_c.account_id == p("a"))
-        .scalar_subquery(),
+        case(
+            (
+                ACCOUNT.c.modseq > p("since"),
+                select(func.count())
+                .select_from(MAILBOX)
+                .where(_c.account_id == p("a"))
+                .scalar_subquery(),
+            ),
+            else_=-1,  # nothing changed
+        ),
     ).where(ACCOUNT.c.account_id == p("a"))
 )
 SUBSCRIPTIONS = Sql(select(_s.path).where(_s.account_id == p("a")))
@@ -61,10 +74,14 @@ def list_all(tx: Tx, account: int, _: None) -> MailboxList:
 @inline
 def list_few(tx: Tx, account: int, most: int) -> MailboxList | None:
     """Do as ``list_all``, on the loop; None when there are more than ``most``."""
-    count = tx.one(boxes.COUNT, {"a": account})
-    if count is None or count[0] > most:
+    params = {"a": account, "n": most + 1}
+    state, rows = tx.each((STATE, params), (boxes.SOME, params))
+    if len(rows) > most:
         return None
-    return list_all(tx, account, None)
+    known = boxes.joined(rows)
+    return MailboxList(
+        AccountState(*found(state[0] if state else None)), boxes.ordered(known)
+    )
 
 
 @inline
@@ -72,15 +89,23 @@ def list_again(tx: Tx, account: int, before: MailboxList) -> MailboxList | None:
     """Do as ``list_all``, on the loop, from what is known; None when that is little.
 
     Only mailboxes whose counters changed are read: of hundreds of them usually one.
+    ``before`` itself is returned when nothing changed.
     """
-    row = tx.one(STATE_AND_COUNT, {"a": account})
-    known = {box.mailbox_id: box for box in before.mailboxes}
-    if row is None or row[-1] != len(known):  # some were destroyed, or made
-        return None
-    state, since = AccountState(*row[:-1]), before.state.modseq
+    since = before.state.modseq
+    params = {"a": account, "since": since}
+    head, rows = tx.each((STATE_AND_COUNT, params), (boxes.CHANGED, params))
+    *columns, count = found(head[0] if head else None)
+    state = AccountState(*columns)
+    if state == before.state:
+        return before
     if state.epoch != before.state.epoch or state.modseq < since:
         return None
-    fresh = boxes.changed(tx, account, known, since)
+    if state.modseq == since:  # a quota
+        return MailboxList(state, before.mailboxes)
+    known = {box.mailbox_id: box for box in before.mailboxes}
+    if count != len(known):  # some were destroyed, or made
+        return None
+    fresh = boxes.changed(rows, known, since)
     if fresh is None:
         return None
     known |= fresh

@@ -6,10 +6,10 @@ import dataclasses
 from array import array
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, literal, select
+from sqlalchemy import Select, and_, literal, select, true
 
 from storage.metadata import boxes
-from storage.metadata.accounts import read_floor, read_state
+from storage.metadata.accounts import FLOOR, found, read_floor, read_state
 from storage.metadata.packed import Packed, numbers, unpacked
 from storage.metadata.sql import Greater, InIds, Sql, ids, inline, p
 from storage.metadata.tables import (
@@ -17,6 +17,7 @@ from storage.metadata.tables import (
     EMAIL,
     EMAIL_STATE,
     EXPUNGED,
+    MAILBOX,
     MAILBOX_EMAIL,
 )
 from storage.model import (
@@ -31,7 +32,7 @@ from storage.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from storage.api import Row, Tx
 
@@ -39,6 +40,7 @@ CHUNK = 500
 FEW_CHANGES = 200  # of the account, that the loop may look through
 
 _e, _es, _me, _bl = EMAIL.c, EMAIL_STATE.c, MAILBOX_EMAIL.c, BLOB.c
+_b = MAILBOX.c
 _state_of_member = and_(_es.account_id == _me.account_id, _es.email_id == _me.email_id)
 _members = MAILBOX_EMAIL.join(EMAIL_STATE, _state_of_member)
 _in_box = and_(_me.account_id == p("a"), _me.mailbox_id == p("box"))
@@ -57,7 +59,16 @@ _seen = (
     .limit(p("n"))
     .subquery()
 )
-VIEW = Sql(select(func.count(), *map(Packed, _seen.c)).select_from(_seen))
+_packed = (
+    select(*(Packed(column).label(column.key) for column in _seen.c))
+    .select_from(_seen)
+    .subquery()
+)
+VIEW = Sql(
+    select(_b.uidvalidity, _b.uidnext, _b.highestmodseq, _b.messages, *_packed.c)
+    .select_from(MAILBOX.join(_packed, true()))
+    .where(_b.account_id == p("a"), _b.mailbox_id == p("box"))
+)
 CHANGED = Sql(
     select(*_seen_row)
     .select_from(EMAIL_STATE.join(MAILBOX_EMAIL, _state_of_member))
@@ -74,6 +85,32 @@ _vanished = select(EXPUNGED.c.uid).where(
     EXPUNGED.c.modseq > p("since"),
 )
 VANISHED = Sql(_vanished.order_by(EXPUNGED.c.uid))
+_some = (
+    select(EMAIL_STATE)
+    .where(_es.account_id == p("a"), _es.modseq > p("since"))
+    .limit(p("n"))
+    .subquery()
+)
+FEW_CHANGED = Sql(  # as CHANGED, of the first of the account's changes
+    select(
+        _me.uid,
+        _me.email_id,
+        Greater(_me.modseq, _some.c.flags_modseq),
+        _some.c.system + _me.deleted * DELETED_BIT,
+        _some.c.keywords,
+    )
+    .select_from(
+        _some.join(
+            MAILBOX_EMAIL,
+            and_(
+                _some.c.account_id == _me.account_id,
+                _some.c.email_id == _me.email_id,
+            ),
+        )
+    )
+    .where(_me.mailbox_id + 0 == p("box"))
+    .order_by(_me.uid)
+)
 SOME_VANISHED = Sql(_vanished.limit(p("n")))
 SOME_CHANGED = Sql(
     select(_es.modseq)
@@ -119,19 +156,18 @@ def view_head(tx: Tx, account: int, args: tuple[int, int]) -> ViewChunk:
 def view_chunk(tx: Tx, account: int, args: tuple[int, int, int]) -> ViewChunk:
     """Return rows with uid > after: (mailbox_id, after, limit); NOT_FOUND."""
     mailbox_id, after, limit = args
-    box = boxes.get(tx, account, mailbox_id)
     params = {"a": account, "box": mailbox_id, "after": after, "n": limit}
-    row = tx.one(VIEW, params) or (0, *[None] * 5)
-    words = unpacked(row[5])
+    row = boxes.existing(tx.all(VIEW, params))
+    words = unpacked(row[8])
     return ViewChunk(
-        box[6],
-        box[7],
-        box[8],
-        box[12],
-        numbers("I", row[1]),
-        numbers("Q", row[2]),
-        numbers("Q", row[3]),
+        row[0],
+        row[1],
+        row[2],
+        row[3],
         numbers("I", row[4]),
+        numbers("Q", row[5]),
+        numbers("Q", row[6]),
+        numbers("I", row[7]),
         {n: word for n, word in enumerate(words) if word} if any(words) else {},
     )
 
@@ -180,30 +216,51 @@ def quick_delta(tx: Tx, account: int, args: tuple[int, int]) -> ViewDelta | None
     """Do as ``delta``, on the loop; None when so much changed that it takes long."""
     mailbox_id, since = args
     params = {"a": account, "box": mailbox_id, "since": since, "n": FEW_CHANGES + 1}
-    for statement in (SOME_CHANGED, SOME_VANISHED):
-        if len(tx.all(statement, params)) > FEW_CHANGES:
-            return None
-    return delta(tx, account, args)
+    some, gone, box, floor, changed = tx.each(
+        (SOME_CHANGED, params),
+        (SOME_VANISHED, params),
+        (boxes.ONE, params),
+        (FLOOR, params),
+        (FEW_CHANGED, params),
+    )
+    if len(some) > FEW_CHANGES or len(gone) > FEW_CHANGES:
+        return None
+    vanished = sorted(row[0] for row in gone)
+    return _delta(
+        boxes.existing(box),
+        found(floor[0] if floor else None),
+        since,
+        changed,
+        vanished,
+    )
 
 
 def delta(tx: Tx, account: int, args: tuple[int, int]) -> ViewDelta:
     """Return what changed in a mailbox: (mailbox_id, since modseq); NOT_FOUND."""
     mailbox_id, since = args
+    params = {"a": account, "box": mailbox_id, "since": since}
     box = boxes.get(tx, account, mailbox_id)
+    floor = found(tx.one(FLOOR, params))
+    if since < floor[0] or since >= box[8]:
+        return _delta(box, floor, since, (), ())
+    changed, gone = tx.each((CHANGED, params), (VANISHED, params))
+    return _delta(box, floor, since, changed, [row[0] for row in gone])
+
+
+def _delta(
+    box: Row, floor: Row, since: int, changed: Iterable[Row], vanished: Iterable[int]
+) -> ViewDelta:
     uidnext, highest = box[7], box[8]
-    floor, _ = read_floor(tx, account)
-    if since < floor:
+    if since < floor[0]:
         return ViewDelta(highest, uidnext, (), (), complete=False)
     if since >= highest:
         return ViewDelta(highest, uidnext, (), ())
-    params = {"a": account, "box": mailbox_id, "since": since}
-    changed = tuple(
+    rows = tuple(
         (uid, email_id, modseq, bits, tuple(words.split()))
-        for uid, email_id, modseq, bits, words in tx.all(CHANGED, params)
+        for uid, email_id, modseq, bits, words in changed
         if modseq > since
     )
-    vanished = tuple(row[0] for row in tx.all(VANISHED, params))
-    return ViewDelta(highest, uidnext, changed, vanished)
+    return ViewDelta(highest, uidnext, rows, tuple(vanished))
 
 
 def vanished(tx: Tx, account: int, args: tuple[int, int]) -> tuple[int, ...] | None:
@@ -266,8 +323,9 @@ def _columns(columns: Column) -> list[Any]:
     ]
 
 
-def _by_ids(columns: Column) -> Sql:
-    return Sql(
+def by_ids(columns: Column) -> Select[Any]:
+    """Return the SELECT of ``make_row``'s rows by email id."""
+    return (
         select(*_columns(columns))
         .select_from(_tables(columns, EMAIL_STATE))
         .where(_es.account_id == p("a"), InIds(_es.email_id, "emails"))
@@ -285,7 +343,7 @@ def _by_uids(columns: Column) -> Sql:
 
 
 _ALL = [Column(bits) for bits in range(64) if not bits & Column.MAILBOXES.value]
-BY_IDS = {columns: _by_ids(columns) for columns in _ALL}
+BY_IDS = {columns: Sql(by_ids(columns)) for columns in _ALL}
 BY_UIDS = {columns: _by_uids(columns) for columns in _ALL}
 SHOWN_IN = Sql(
     select(_me.email_id, _me.mailbox_id).where(
@@ -299,15 +357,16 @@ def read_rows(
 ) -> dict[int, EmailRow]:
     """Return rows by email id, in the order asked for; unknown ids are left out."""
     wanted, columns = args
-    encoded = ids(wanted)
-    places = _places(tx, account, encoded, columns)
+    params = {"a": account, "emails": ids(wanted)}
     basic = bool(columns & Column.BASIC)
     statement = BY_IDS[columns & ~Column.MAILBOXES]
-    found = {
-        row[0]: _make_row(row, places.get(row[0], ()), basic, 0)
-        for row in tx.all(statement, {"a": account, "emails": encoded})
-    }
-    return {key: found[key] for key in wanted if key in found}
+    if columns & Column.MAILBOXES:
+        shown, rows = tx.each((SHOWN_IN, params), (statement, params))
+    else:
+        shown, rows = [], tx.all(statement, params)
+    places = places_of(shown)
+    known = {row[0]: make_row(row, places.get(row[0], ()), basic, 0) for row in rows}
+    return {key: known[key] for key in wanted if key in known}
 
 
 @inline
@@ -327,10 +386,13 @@ def read_page(
         BY_UIDS[columns & ~Column.MAILBOXES],
         {"a": account, "box": mailbox_id, "low": low, "high": high, "n": limit},
     )
-    places = _places(tx, account, ids(row[2] for row in rows), columns)
+    places: dict[int, tuple[int, ...]] = {}
+    if columns & Column.MAILBOXES:
+        encoded = ids(row[2] for row in rows)
+        places = places_of(tx.all(SHOWN_IN, {"a": account, "emails": encoded}))
     basic = bool(columns & Column.BASIC)
     return [
-        (row[0], _make_row(row[2:], places.get(row[2], ()), basic, row[1]))
+        (row[0], make_row(row[2:], places.get(row[2], ()), basic, row[1]))
         for row in rows
     ]
 
@@ -343,14 +405,10 @@ def few_page(
     return read_page(tx, account, args)
 
 
-def _places(
-    tx: Tx, account: int, encoded: bytes, columns: Column
-) -> dict[int, tuple[int, ...]]:
-    """Return the mailboxes that show each email, if they are asked for."""
+def places_of(rows: Iterable[Row]) -> dict[int, tuple[int, ...]]:
+    """Return the mailboxes that show each email, from what ``SHOWN_IN`` found."""
     places: dict[int, tuple[int, ...]] = {}
-    if not columns & Column.MAILBOXES:
-        return places
-    for email_id, mailbox_id in tx.all(SHOWN_IN, {"a": account, "emails": encoded}):
+    for email_id, mailbox_id in rows:
         places[email_id] = (*places.get(email_id, ()), mailbox_id)
     return places
 
@@ -363,7 +421,7 @@ def make_flags(system: int, keywords: str) -> Flags:
     return Flags(system, tuple(keywords.split())) if keywords else NO_FLAGS[system]
 
 
-def _make_row(
+def make_row(
     row: Row, mailboxes: tuple[int, ...], basic: bool, save_date: int
 ) -> EmailRow:
     """Return the row that ``_columns`` selected."""
@@ -401,13 +459,12 @@ def get_states(
     tx: Tx, account: int, wanted: Sequence[int]
 ) -> dict[int, tuple[int, Flags, tuple[int, ...]]]:
     """Return (modseq, flags, mailboxes) of the emails that JMAP shows."""
-    encoded = ids(wanted)
-    places = _places(tx, account, encoded, Column.MAILBOXES)
+    params = {"a": account, "emails": ids(wanted)}
+    shown, states = tx.each((SHOWN_IN, params), (STATES, params))
+    places = places_of(shown)
     return {
         key: (modseq, make_flags(system, words), places.get(key, ()))
-        for key, modseq, system, words in tx.all(
-            STATES, {"a": account, "emails": encoded}
-        )
+        for key, modseq, system, words in states
     }
 
 

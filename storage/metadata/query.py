@@ -15,7 +15,8 @@ from sqlalchemy import select
 
 from mailserverd.core.errors import Kind, MailError
 from storage.metadata import boxes, query_filter
-from storage.metadata.accounts import read_state
+from storage.metadata.accounts import STATE, read_state
+from storage.metadata.accounts import found as found_account
 from storage.metadata.query_sort import number_key, sort_rows
 from storage.metadata.query_walk import (
     COUNT,
@@ -26,6 +27,7 @@ from storage.metadata.query_walk import (
     LOWEST,
     THREADS,
     Way,
+    beginning,
     walk,
 )
 from storage.metadata.sql import InIds, Sql, ids, inline, p
@@ -175,34 +177,50 @@ def quick(tx: Tx, account: int, query: EmailQuery) -> QueryResult | None:
     end = query.position + limit
     if query.anchor is not None or query.position < 0 or end > QUICK_ROWS:
         return None
-    total = None
-    if query.total:
-        total = _counted(tx, account, query, asked, few=True)
-        if total is None:
-            return None
     # enough for most threads to be seen, and never more than the loop may read
     first = min(QUICK_ROWS, 2 * end + 20) if query.collapse_threads else max(end, 1)
-    rows = next(walk(tx, account, asked.way(query), first))
+    params = {"a": account, "box": asked.box}
+    rows, state_rows, counts = tx.each(
+        beginning(asked.way(query), account, first),
+        (STATE, params),
+        (HIDDEN if asked.box is None else boxes.ONE, params),
+    )
+    state = AccountState(*found_account(state_rows[0] if state_rows else None))
+    total = _quick_total(query, asked, state, counts)
+    if query.total and total is None:
+        return None
     found = _collapsed(rows) if query.collapse_threads else [row[0] for row in rows]
     if len(found) < end and len(rows) == first:
         return None
     wanted = tuple(found[query.position : end])
-    return QueryResult(wanted, query.position, total, read_state(tx, account))
+    return QueryResult(wanted, query.position, total if query.total else None, state)
 
 
-def _counted(
-    tx: Tx, account: int, query: EmailQuery, asked: _Asked, *, few: bool = False
+def _quick_total(
+    query: EmailQuery, asked: _Asked, state: AccountState, counts: Sequence[Row]
 ) -> int | None:
-    """Return the total when counters, or else (not ``few``) a count tell it."""
+    """Return the total of a plain query when counters tell it."""
+    if asked.box is not None:
+        return _in_box(counts, asked, collapse=query.collapse_threads)
+    return None if query.collapse_threads else _in_all(state, counts)
+
+
+def _in_all(state: AccountState, hidden: Sequence[Row]) -> int:
+    return state.message_count - int(hidden[0][0] if hidden else 0)
+
+
+def _counted(tx: Tx, account: int, query: EmailQuery, asked: _Asked) -> int | None:
+    """Return the total when counters or a count tell it."""
     collapse = query.collapse_threads
     if asked.never:
         return 0
     if asked.box is not None:
-        return _in_box(tx, account, asked, collapse=collapse) if asked.plain else None
+        box = {"a": account, "box": asked.box}
+        counts = tx.all(boxes.ONE, box) if asked.plain else None
+        return None if counts is None else _in_box(counts, asked, collapse=collapse)
     if asked.plain and not collapse:
-        hidden = tx.one(HIDDEN, {"a": account})
-        return read_state(tx, account).message_count - int(hidden[0] if hidden else 0)
-    if few or asked.rest or asked.only is not None:
+        return _in_all(read_state(tx, account), tx.all(HIDDEN, {"a": account}))
+    if asked.rest or asked.only is not None:
         return None
     if collapse and not asked.plain:
         return None
@@ -212,10 +230,11 @@ def _counted(
     return int(row[0]) if row else 0
 
 
-def _in_box(tx: Tx, account: int, asked: _Asked, *, collapse: bool) -> int | None:
-    row = tx.one(boxes.ONE, {"a": account, "box": asked.box})
-    if row is None:
+def _in_box(counts: Sequence[Row], asked: _Asked, *, collapse: bool) -> int | None:
+    """Return the total of what the row of ``boxes.ONE`` counts, if it does."""
+    if not counts:
         return 0
+    row = counts[0]
     unseen, deleted, total_emails, total_threads = row[13], row[14], row[16], row[18]
     if not asked.unseen:
         return int(total_threads if collapse else total_emails)

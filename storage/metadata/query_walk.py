@@ -105,10 +105,9 @@ class Way:
         return WALK[place, self.facts, self.ascending]
 
 
-def walk(tx: Tx, account: int, way: Way, first: int = FIRST) -> Iterator[list[Row]]:
-    """Yield chunks of rows in order; ties by id, in the direction of the dates."""
-    statement, count = way.statement(), first
-    params: dict[str, object] = {
+def beginning(way: Way, account: int, count: int) -> tuple[Sql, dict[str, object]]:
+    """Return the statement of the first ``count`` rows, and its parameters."""
+    return way.statement(), {
         "a": account,
         "box": way.box,
         "mask": way.mask,
@@ -116,7 +115,14 @@ def walk(tx: Tx, account: int, way: Way, first: int = FIRST) -> Iterator[list[Ro
         "end": way.high if way.ascending else way.low,
         "at": way.low if way.ascending else way.high,
         "after": 0,
+        "n": count,
     }
+
+
+def walk(tx: Tx, account: int, way: Way, first: int = FIRST) -> Iterator[list[Row]]:
+    """Yield chunks of rows in order; ties by id, in the direction of the dates."""
+    count = first
+    statement, params = beginning(way, account, count)
     while True:
         rows = tx.all(statement, {**params, "n": count})
         yield rows

@@ -58,6 +58,13 @@ class SqliteTx:
         row: Row | None = self._execute(statement.sqlite, params).fetchone()
         return row
 
+    def each(self, *asked: tuple[Any, Params]) -> list[list[Row]]:
+        """Return the rows of several SELECTs."""
+        execute = self._execute
+        return [
+            execute(statement.sqlite, params).fetchall() for statement, params in asked
+        ]
+
     def run(self, statement: Any, params: Params = EMPTY) -> int:
         """Execute and return the number of rows it touched."""
         return self._execute(statement.sqlite, params).rowcount

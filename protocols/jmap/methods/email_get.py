@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mailserverd.core.types import Access
     from protocols.jmap.email_properties import Plan
     from protocols.jmap.method import Arguments, Context
-    from storage.model import EmailRow
+    from storage.model import AccountState, EmailRow
 
 TURN = 25  # emails shown without a pause
 TAKES = {**gets.TAKES, **email_properties.TAKES}
@@ -26,12 +26,16 @@ async def run(context: Context, args: Arguments) -> Arguments:
     """Return emails; null ids mean all, as long as they are not too many."""
     access = context.access(args["accountId"])
     plan = email_properties.plan(args, email_properties.GET_DEFAULT)
-    state = states.of(await states.current(context, access), "Email")
     wanted = args["ids"]
     if wanted is None:
         wanted = await _all(context, access)
     numbers, missing = gets.numbers(context, wanted, ids.parse_email)
-    shown = await _shown(context, access, list(numbers), plan)
+    if plan.body is None and not plan.header_block:
+        now, shown = await _listed(context, access, list(numbers), plan)
+    else:
+        now = await states.current(context, access)
+        shown = await _shown(context, access, list(numbers), plan)
+    state = states.of(now, "Email")
     found: list[Any] = []
     for number, text in numbers.items():
         if number in shown:
@@ -47,8 +51,6 @@ async def _shown(
     """Return emails by number; those that JMAP does not show are left out."""
     if not numbers:
         return {}
-    if plan.body is None and not plan.header_block:
-        return await _listed(context, access, numbers, plan)
     rows = await context.services.messages.rows(access, numbers, plan.columns)
     shown: dict[int, Any] = {}
     for number, row in rows.items():
@@ -61,32 +63,40 @@ async def _shown(
 
 async def _listed(
     context: Context, access: Access, numbers: list[int], plan: Plan
-) -> dict[int, Rendered]:
+) -> tuple[AccountState, dict[int, Rendered]]:
     """Return emails as lists show them: rendered before, or from their rows.
 
     An email looks the same as long as its modseq does, so that is part of the key.
+    What changed since this account was last looked at is read with the states: where
+    the database is far, that saves a journey.
     """
     messages, cache = context.services.messages, context.services.cache
     account, shape = access.account, plan.shape
+    looked = ("looked", account, shape)
+    since = int(cache.get(looked) or 0)
+    listed = await messages.listed(access, numbers, plan.columns, since)
+    cache.put(looked, b"%d" % listed.state.modseq)
     shown: dict[int, Rendered] = {}
     unknown: list[int] = []
-    for number, state in (await messages.get_states(access, numbers)).items():
-        data = cache.get((account, number, state[0], shape))
-        if data is None:
-            unknown.append(number)
-        else:
+    for number, known in listed.states.items():
+        data = cache.get((account, number, known[0], shape))
+        if data is not None:
             context.spend(len(data))
             shown[number] = Rendered(data)
-    rows = await messages.rows(access, unknown, plan.columns) if unknown else {}
+        elif number not in listed.rows:
+            unknown.append(number)
+    rows = listed.rows
+    if unknown:
+        rows = rows | await messages.rows(access, unknown, plan.columns)
     for turn, (number, row) in enumerate(rows.items()):
         if turn % TURN == TURN - 1:
             await asyncio.sleep(0)  # let others have their turn
-        if row.mailboxes:
+        if number in listed.states and row.mailboxes and number not in shown:
             data = dumps(_render(row, plan))
             cache.put((account, number, row.modseq, shape), data)
             context.spend(len(data))
             shown[number] = Rendered(data)
-    return shown
+    return listed.state, shown
 
 
 def _render(row: EmailRow, plan: Plan) -> dict[str, Any]:

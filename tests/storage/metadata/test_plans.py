@@ -45,6 +45,7 @@ MODULES = (
 KNOWN = {  # what may scan or sort, and why
     "blobs.DROP_KEPT": "uploads of one day, and only when an account has too many",
     "indexed.BEHIND": "looks at every account, off the loop",
+    "messages.FEW_CHANGED": "sorts, by uid, at most some hundred rows",
     "messages.CHANGED": "what changed is told by uid",
     "messages.VIEW": "aggregates its own rows, which the index brings in order",
     "messages.VANISHED": "tombstones are kept by modseq, told by uid",
