@@ -10,46 +10,71 @@ end, after SIGTERM, what it did in one line of JSON.  SIGUSR1 stops the writing 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
 import pathlib
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, column, insert, table, text
 
 from mailserverd.core.errors import MailError
 from mailserverd.core.ports import SystemClock
-from storage.engines import migrate_database
+from storage.engines import open_database, open_reader
+from storage.metadata.counters import COMMITS, UNITS
 from storage.metadata.owner.shared import Share, SharedDatabase
-from storage.metadata.sqlite import COMMITS, UNITS
-from tests.lib import sqlite_units as units
+from storage.metadata.sql import Sql, p
+from tests.lib import databases
 from tests.lib.waiting import eventually
+
+if TYPE_CHECKING:
+    from storage.api import Tx
 
 ROOT = pathlib.Path(__file__).parents[2]
 SLOT = 10**9
 NAME = "numbers"
+TABLE = Sql(text("CREATE TABLE counted (n BIGINT PRIMARY KEY)"))
+ADD = Sql(insert(table("counted", column("n", BigInteger))).values(n=p("n")))
+ALL = Sql(text("SELECT n FROM counted ORDER BY n"))
 
 
-async def make(path: pathlib.Path) -> str:
-    """Make a shard that has a table of numbers, too; returns its URL."""
-    url = f"sqlite:///{path}"
-    await migrate_database(url, "shard", SystemClock())
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute(units.SCHEMA)
-        connection.commit()
+def create(tx: Tx, _account: int, _args: None) -> None:
+    """Make the table."""
+    tx.run(TABLE)
+
+
+def add(tx: Tx, _account: int, n: int) -> int:
+    """Add a number; twice the same is a constraint's error."""
+    tx.run(ADD, {"n": n})
+    return n
+
+
+def all_numbers(tx: Tx, _account: int, _args: None) -> list[int]:
+    """Return all numbers."""
+    return [row[0] for row in tx.all(ALL)]
+
+
+async def make(directory: pathlib.Path) -> str:
+    """Make a shard on the directory's engine that has the table; returns its URL."""
+    url = await databases.engine_of(directory).prepare(directory, "shard", NAME)
+    database = await open_database(url, "shard", SystemClock(), name=NAME)
+    await database.write(create, 0, None)
+    await database.close()
     return url
 
 
-def numbers(path: pathlib.Path) -> list[int]:
+async def numbers(url: str) -> list[int]:
     """Return all numbers that are there."""
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        return [n for (n,) in connection.execute("SELECT n FROM number ORDER BY n")]
+    reader = await open_reader(url, "shard", SystemClock(), name=NAME)
+    try:
+        return await reader.read(all_numbers, 0, None)
+    finally:
+        await reader.close()
 
 
 class Sharer:
@@ -126,7 +151,7 @@ class _Process:
             n = next(self._count)
             began = time.monotonic()
             try:
-                assert await self._database.write(units.add, 0, n) == n
+                assert await self._database.write(add, 0, n) == n
             except MailError as error:
                 self.failed.append(f"{n}: {error}")
                 await asyncio.sleep(0.01)

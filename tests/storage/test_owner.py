@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
-from storage.engines import open_database, open_reader
+from storage.engines import migrate_database, open_database, open_reader
 from storage.metadata.common_tables import APPLIED
 from storage.metadata.owner import shared as module
 from storage.metadata.owner.applied import prune
 from storage.metadata.owner.serving import FORGET_EVERY
 from storage.metadata.sql import Sql
-from tests.lib import sharer
 from tests.lib import sqlite_units as units
 from tests.lib.failing import Failing
 from tests.lib.sharing import join, pair, run_dir
@@ -85,6 +86,15 @@ class FailingDatabase(Failing, Wrapped):
         return await self._call("write", work, account, args)
 
 
+async def numbers_in(directory):
+    """Make a shard that has a table of numbers, too; returns its URL."""
+    url = f"sqlite:///{directory}/numbers.db"
+    await migrate_database(url, "shard", SystemClock())
+    with contextlib.closing(sqlite3.connect(directory / "numbers.db")) as connection:
+        connection.execute(units.SCHEMA)
+    return url
+
+
 async def until(check):
     end = time.monotonic() + LIMIT
     while not check():
@@ -101,7 +111,7 @@ def run(tmp_path):
             return wrap(await open_database(url, kind, clock, name=name))
 
         async def whole():
-            url = await sharer.make(tmp_path / "numbers.db")
+            url = await numbers_in(tmp_path)
             async with asyncio.timeout(LIMIT), pair(url, open_local=open_local) as both:
                 await work(*both)
 
@@ -345,7 +355,7 @@ def test_without_an_owner_writes_wait_a_while_and_reads_go_on(tmp_path, monkeypa
     monkeypatch.setattr(module, "PATIENCE", 0.3)
 
     async def whole():
-        url = await sharer.make(tmp_path / "numbers.db")
+        url = await numbers_in(tmp_path)
         with run_dir() as place:
             remote = await join(url, place, candidate=False)
             assert await remote.read(units.numbers, 0, None) == []
@@ -370,7 +380,7 @@ def test_who_cannot_open_it_says_so_and_leaves_it_to_others(tmp_path):
         raise MailError(Kind.UNAVAILABLE, "no such disk")
 
     async def whole():
-        url = await sharer.make(tmp_path / "numbers.db")
+        url = await numbers_in(tmp_path)
         with run_dir() as place:
             with pytest.raises(MailError, match="no such disk"):
                 await join(url, place, prefer=True, open_local=refuse_to_open)
@@ -383,9 +393,45 @@ def test_who_cannot_open_it_says_so_and_leaves_it_to_others(tmp_path):
     asyncio.run(whole())
 
 
+def test_a_preferred_owner_that_cannot_open_it_leaves_it_to_others(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "REOPEN", 60.0)
+    tries, opened = [], []
+
+    async def open_it(*args, **how):
+        opened.append(1)
+        return await open_database(*args, **how)
+
+    async def open_sometimes(*args, **how):
+        tries.append(1)
+        if len(tries) == 2:
+            raise MailError(Kind.UNAVAILABLE, "no such disk")
+        return await open_database(*args, **how)
+
+    async def whole():
+        url = await numbers_in(tmp_path)
+        with run_dir() as place:
+            preferred = await join(url, place, prefer=True, open_local=open_sometimes)
+            preferred._leave.set()  # as if it had to hand over
+            await until(lambda: preferred._fault)
+            other = await join(url, place, open_local=open_it)
+            await until(lambda: not preferred._missing())
+            assert other.owns
+            assert await preferred.write(units.add, 0, 1) == 1
+            await asyncio.sleep(0.1)
+            assert other.owns
+            assert len(opened) == 1
+            assert len(tries) == 2
+            await preferred.close()
+            await other.close()
+
+    asyncio.run(whole())
+
+
 def test_closing_finishes_what_was_asked_before(tmp_path):
     async def whole():
-        url = await sharer.make(tmp_path / "numbers.db")
+        url = await numbers_in(tmp_path)
         with run_dir() as place:
             owner, other, remote = (
                 await join(url, place, prefer=True),
@@ -414,7 +460,7 @@ def test_closing_finishes_what_was_asked_before(tmp_path):
 
 def test_a_reader_sees_what_was_written_while_owners_come_and_go(tmp_path):
     async def whole():
-        url = await sharer.make(tmp_path / "numbers.db")
+        url = await numbers_in(tmp_path)
         reader = await open_reader(url, "shard", SystemClock(), name="r")
         with run_dir() as place:
             for n in range(6):

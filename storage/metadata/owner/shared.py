@@ -51,6 +51,7 @@ GRACE = 0.04  # seconds that others leave to the preferred owner when one ends
 MOVE_GRACE = 0.5  # the same when one hands over
 START_GRACE = 1.0  # and when all processes start
 PAUSE, REOPEN = 0.01, 1.0  # seconds between looks for an owner; after a fault
+LEAVE_IT = 30.0  # seconds for which who could not open it leaves it to others
 START_LIMIT = 20.0  # seconds in which an owner must be found at the start
 PRUNE_EVERY, KEEP = 600.0, 3600  # seconds: outcomes that nobody asked for
 
@@ -107,6 +108,7 @@ class SharedDatabase:
         self._closing = self._stopped = False
         self._since = self._loop.time()  # when an owner was last missed
         self._not_before = 0.0  # when this process may try to be the owner
+        self._want_after = 0.0  # when it may ask for it
         self._fault: MailError | None = None  # why it could not be
         self._settled = asyncio.Event()  # an owner was found, or it failed
         self._leave = asyncio.Event()  # hand over
@@ -316,7 +318,7 @@ class SharedDatabase:
         self._lost.clear()
         self._peer, self._moving, self._fault = peer, False, None
         self._settled.set()
-        if self._prefer:
+        if self._prefer and self._loop.time() >= self._want_after:
             peer.tell("want")
         self._pump()
         if not self._stopped:
@@ -366,7 +368,8 @@ class SharedDatabase:
 
     async def _try(self, open_it: OpenIt, clock: Clock) -> bool:
         """Be the owner while it lasts; False when this process cannot be."""
-        if self._loop.time() < self._not_before:
+        leaving = self._closing and not self._queue
+        if leaving or self._loop.time() < self._not_before:
             return False
         try:
             lease = Lease(self._lock)
@@ -377,6 +380,10 @@ class SharedDatabase:
         except MailError as error:
             self._failed(error)
             return False
+        except Exception:
+            log.exception("owner-crashed", database=self.name)
+            self._failed(MailError(Kind.INTERNAL))
+            return False
         finally:
             lease.release()
         return True
@@ -386,6 +393,7 @@ class SharedDatabase:
         self._fault = error
         self._settled.set()
         self._not_before = self._loop.time() + REOPEN
+        self._want_after = self._loop.time() + LEAVE_IT
 
     async def _own(self, local: Database, clock: Clock) -> None:
         """Serve everybody until told to leave, then finish and close."""
@@ -407,10 +415,12 @@ class SharedDatabase:
             self._local = None  # what this process writes waits for the next owner
             self._missed(GRACE if self._stopped else MOVE_GRACE)
             OWNER.labels(self.name).set(0)
-            await serving.drain(to_preferred=not self._stopped)
-            await self._finished()
-            await local.close()
-            self._loop.call_soon(serving.end)  # when the lock is free
+            try:
+                await serving.drain(to_preferred=not self._stopped)
+                await self._finished()
+                await local.close()
+            finally:
+                self._loop.call_soon(serving.end)  # when the lock is free
 
     async def _told_to_leave(self) -> bool:
         with contextlib.suppress(TimeoutError):
