@@ -50,14 +50,13 @@ class Commands:
             "queue.release": functools.partial(self._act, queue.release, (HELD,)),
             "queue.cancel": functools.partial(self._act, self._cancel, OPEN),
             "storage.status": self._status,
+            "storage.check": self._check,
             "storage.collect": self._collect,
             **blob_commands(graph),
         }
 
     async def run(self, command: str, args: dict[str, Any], progress: Progress) -> Any:
         """Run one command; INVALID for unknown ones or wrong arguments."""
-        if command == "storage.check":
-            return await self._graph.upkeep.check(progress)
         if command == "storage.migrate":
             raise MailError(
                 Kind.UNAVAILABLE, "stop the daemon first: it holds the databases"
@@ -123,6 +122,11 @@ class Commands:
 
     async def _status(self) -> list[dict[str, Any]]:
         return await status(self._settings, self._graph.clock, self._graph.stores)
+
+    async def _check(
+        self, progress: Progress, repair: bool = False, dry_run: bool = False
+    ) -> dict[str, Any]:
+        return await self._graph.upkeep.check(progress, repair=repair, dry_run=dry_run)
 
     async def _collect(self) -> dict[str, Any]:
         return dataclasses.asdict(await self._graph.collector.run())

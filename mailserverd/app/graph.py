@@ -300,5 +300,5 @@ def build(
             stores.shard_dbs, queue, blobs, clock, missing=stores.directory.elsewhere
         ),
         counted=parts.counted,
-        upkeep=Upkeep(stores.directory, store, queue, blobs),
+        upkeep=Upkeep(stores.directory, store, queue, blobs, changes, index.drop),
     )

@@ -82,20 +82,38 @@ def migrate(accept: str, dry_run: bool, config: str, as_json: bool) -> None:
 
 
 @group.command()
+@click.option("--repair", is_flag=True, help="Mend what other data tells how to.")
+@common.dry_run
 @common.options
-def check(config: str, as_json: bool) -> None:
-    """Verify counters, references, threads and every blob's checksum."""
+def check(repair: bool, dry_run: bool, config: str, as_json: bool) -> None:
+    """Verify counters, references, threads, where accounts live, every blob.
+
+    Exits with 1 when there are faults; with --repair, when some could not be mended.
+    """
+    if dry_run and not repair:
+        raise click.UsageError("--dry-run goes with --repair: a check changes nothing")
 
     def show(result: dict[str, Any]) -> None:
         for line in result["faults"]:
             click.echo(line, err=True)
         for line in result["notes"]:
             click.echo(f"note: {line}")
+        for line in result["repaired"]:
+            click.echo(f"repaired: {line}")
+        for line in result["left"] if repair else ():
+            click.echo(f"cannot be mended: {line}", err=True)
         click.echo(
             f"{result['accounts']} accounts, {result['emails']} emails, "
             f"{result['blobs']} blobs checked: {len(result['faults'])} faults"
         )
 
-    result = common.run(config, "storage.check", as_json=as_json, show=show)
-    if result["faults"]:
+    result = common.run(
+        config,
+        "storage.check",
+        as_json=as_json,
+        show=show,
+        repair=repair,
+        dry_run=dry_run,
+    )
+    if result["left" if repair and not dry_run else "faults"]:
         sys.exit(1)

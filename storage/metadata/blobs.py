@@ -90,6 +90,15 @@ UNOWNED = Sql(
     .limit(p("n"))
 )
 FORGET = Sql(delete(BLOB).where(_b.hash == p("hash"), ~_owned))
+BLOBLESS = Sql(
+    select(_e.hash)
+    .where(~exists().where(_b.hash == _e.hash).correlate(EMAIL))
+    .distinct()
+    .limit(p("n"))
+)
+DROP_HOMELESS = Sql(
+    delete(BLOB_OWNER).where(~exists().where(_b.hash == _o.hash).correlate(BLOB_OWNER))
+)
 MOVE = Sql(
     update(BLOB)
     .where(
@@ -214,6 +223,22 @@ def forget_blobs(tx: Tx, _: int, hashes: Sequence[bytes]) -> tuple[bytes, ...]:
     bytes may be removed once no reader holds the old address.
     """
     return tuple(key for key in hashes if tx.run(FORGET, {"hash": key}))
+
+
+def blobless(tx: Tx, _: int, limit: int) -> tuple[bytes, ...]:
+    """Return hashes of blobs that emails name and the shard has no row for."""
+    return tuple(row[0] for row in tx.all(BLOBLESS, {"n": limit}))
+
+
+def restore_blobs(tx: Tx, _: int, blobs: Sequence[BlobRef]) -> None:
+    """Make rows for blobs that were found in their segments."""
+    for blob in blobs:
+        add_blob(tx, blob)
+
+
+def drop_homeless(tx: Tx, _: int, __: None) -> int:
+    """Forget uploads whose blob has no row; returns how many."""
+    return tx.run(DROP_HOMELESS)
 
 
 def move_blobs(tx: Tx, _: int, moves: Sequence[tuple[BlobRef, BlobRef]]) -> int:

@@ -21,7 +21,9 @@ from storage.metadata.check_sql import (
 )
 from storage.metadata.sql import Sql, p, total
 from storage.metadata.tables import (
+    EMAIL,
     EMAIL_STATE,
+    IDENTITY,
     MAILBOX,
     MAILBOX_EMAIL,
     MAILBOX_THREAD,
@@ -103,6 +105,14 @@ WRONG_THREADS = tuple(
 )
 USED = Sql(select(func.count(), total(_es.size)).where(_es.account_id == p("a")))
 
+EMAILS = Sql(select(func.count()).where(EMAIL.c.account_id == p("a")))
+ADDRESS = Sql(
+    select(IDENTITY.c.email)
+    .where(IDENTITY.c.account_id == p("a"), IDENTITY.c.may_delete == 0)
+    .order_by(IDENTITY.c.identity_id)
+    .limit(1)
+)
+
 
 def check_account(tx: Tx, account: int, _: None) -> tuple[str, ...]:
     """Return what is wrong, one line each; at most ``MAX_FINDINGS`` of a kind."""
@@ -151,6 +161,14 @@ def orphans(tx: Tx, after: int, table: str) -> int | None:
     its own: it is being removed, or it lost that row."""
     row = tx.one(ORPHANS[table], {"after": after})
     return row[0] if row else None
+
+
+def who(tx: Tx, account: int, _: None) -> tuple[str, int]:
+    """Return the address that an account was made with ("": unknown), and how many
+    emails it has, whether it has a row of its own or not."""
+    row = tx.one(ADDRESS, {"a": account})
+    emails = tx.one(EMAILS, {"a": account})
+    return (row[0] if row else ""), (emails[0] if emails else 0)
 
 
 def loops(rows: Sequence[Row]) -> list[int]:

@@ -62,6 +62,7 @@ SCENARIO = (
     ("queue", "hold", "--domain", "remote.test"),
     ("storage", "status"),
     ("storage", "check"),
+    ("storage", "check", "--repair"),
     ("storage", "migrate"),
     ("queue", "cancel", "{id}"),
     ("alias", "remove", "sales@second.test"),
@@ -86,6 +87,7 @@ CHANGES = frozenset(
         ("queue", "retry"),
         ("queue", "cancel"),
         ("storage", "migrate"),
+        ("storage", "check"),
     }
 )
 

@@ -26,7 +26,7 @@ MESSAGE = b"From: a@example.net\r\nSubject: x\r\n\r\ntext\r\n"
 
 
 async def check(host: MailHost) -> dict[str, Any]:
-    upkeep = Upkeep(host.directory, host.shards, host.queue, host.blobs)
+    upkeep = Upkeep(host.directory, host.shards, host.queue, host.blobs, host.changes)
     return await upkeep.check(lambda _: None)
 
 
