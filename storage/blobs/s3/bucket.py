@@ -37,6 +37,7 @@ REQUESTS = counter(
 PUT_SECONDS = histogram("blob_put_seconds", "Time to write one object, tries included")
 
 TRIES = 4
+BUDGET = 20.0  # seconds after which nothing is tried again
 PAUSE = 0.1  # seconds before the second try; each further pause is three times longer
 CHUNK = 256 * 1024
 LEAST_RATE = 64 * 1024  # octets per second below which an answer counts as stuck
@@ -252,13 +253,15 @@ class Bucket:
 
     def _tried(self, operation: str, send: Callable[[], T]) -> T:
         """Send until it succeeds or there is no point; BucketError says why."""
+        until = time.monotonic() + BUDGET
         for attempt in itertools.count(1):
             try:
                 result = send()
             except self._errors.all as e:
                 problem = self._errors.explain(e)
                 REQUESTS.labels(operation, problem.code).inc()
-                if not self._goes_on(operation, problem, attempt):
+                late = time.monotonic() > until
+                if late or not self._goes_on(operation, problem, attempt):
                     raise problem from e
             else:
                 REQUESTS.labels(operation, "ok").inc()

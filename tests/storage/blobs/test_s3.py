@@ -12,7 +12,8 @@ import tracemalloc
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
-from storage.blobs.s3 import layout
+from mailserverd.core.ports import SystemClock
+from storage.blobs.s3 import S3BlobStore, layout
 from storage.blobs.s3.cache import DiskCache, MemoryCache
 from storage.blobs.s3.layout import Numbers, key_of, made_at, number_of
 from storage.blobs.s3.options import parse
@@ -21,6 +22,7 @@ from storage.blobs.s3.url import size_of
 from storage.segments import prepare
 from tests.lib import seaweedfs
 from tests.lib.s3proxy import Proxy
+from tests.lib.waiting import eventually
 
 _prefixes = itertools.count(1)
 MESSAGE = (
@@ -110,31 +112,47 @@ def test_objects_are_written_beside_a_slow_one(options):
     asyncio.run(run())
 
 
-def test_a_full_batch_does_not_wait(options):
+def packing(size, parallel, check):
+    """Put once, then five times ``size`` octets while that is being written; run
+    ``check(written)`` meanwhile, and return the sizes of all batches."""
     written = []
 
-    async def write(payloads):
-        written.append(len(payloads))
-        await release.wait()
-        return list(payloads)
-
     async def run():
-        nonlocal release
         release = asyncio.Event()
-        packer = Packer(write, window=60.0, octets=10_000, parallel=2)
+
+        async def write(payloads):
+            written.append(len(payloads))
+            await release.wait()
+            return list(payloads)
+
+        packer = Packer(write, window=60.0, octets=10_000, parallel=parallel)
         puts = [asyncio.ensure_future(packer.put(prepare([b"1"])))]
         await asyncio.sleep(0)
         for _ in range(5):
-            puts.append(asyncio.ensure_future(packer.put(prepare([b"x" * 4000]))))
+            puts.append(asyncio.ensure_future(packer.put(prepare([b"x" * size]))))
             await asyncio.sleep(0.01)
-        assert written == [1, 2]  # the rest waits for one of the two
+        check(list(written))
         release.set()
-        await asyncio.gather(*puts)
-        assert written == [1, 2, 2, 1]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*puts)
         await packer.close()
+        return written
 
-    release = None
-    asyncio.run(run())
+    return asyncio.run(run())
+
+
+def test_puts_wait_for_the_object_that_is_being_written():
+    def check(written):
+        assert written == [1]
+
+    assert packing(100, 4, check) == [1, 5]
+
+
+def test_a_full_batch_does_not_wait():
+    def check(written):
+        assert written == [1, 2]  # the rest waits for one of the two
+
+    assert packing(4000, 2, check) == [1, 2, 2, 1]
 
 
 def test_a_large_blob_streams_through_an_object_of_its_own(options):
@@ -201,6 +219,34 @@ def test_what_was_just_written_is_read_without_a_get(options, tmp_path):
     shutil.rmtree(tmp_path)
     asyncio.run(again(True))
     asyncio.run(again(False))
+
+
+def test_memory_alone_holds_what_was_just_written(options):
+    async def run():
+        async with seaweedfs.opened(options) as store:
+            refs = await asyncio.gather(store.put(MESSAGE), store.put(b"x" * 300_000))
+            before = store.bucket.gets
+            assert await store.read(refs[0]) == MESSAGE
+            assert await store.read(refs[1]) == b"x" * 300_000
+            assert store.bucket.gets == before
+
+    asyncio.run(run())
+
+
+def test_who_comes_while_a_piece_is_on_its_way_waits_for_that(options):
+    async def run():
+        with Proxy(seaweedfs.site().port) as proxy:
+            through = dataclasses.replace(options, endpoint=proxy.endpoint, memory=0)
+            async with seaweedfs.opened(through) as store:
+                ref = await store.put(MESSAGE)
+                proxy.harm("GET", "late", match=".seg")
+                first = asyncio.ensure_future(store.read(ref))
+                await asyncio.to_thread(eventually, lambda: proxy.count("GET", ".seg"))
+                assert not first.done()
+                assert await store.read(ref) == await first == MESSAGE
+                assert proxy.count("GET", ".seg") == 1
+
+    asyncio.run(run())
 
 
 def test_one_get_for_all_who_read_the_same(options):
@@ -397,20 +443,19 @@ def test_damage_is_found_and_named(options):
     asyncio.run(run())
 
 
-def test_a_segment_is_as_young_as_the_younger_clock_says(options):
-    class Ahead:
+@pytest.mark.parametrize("wrong", [1_000_000_000.0, 4_000_000_000.0])
+def test_a_segment_is_as_young_as_the_younger_clock_says(options, wrong):
+    class Wrong:
         def now(self):
-            return 4_000_000_000.0
+            return wrong
 
     async def run():
-        async with seaweedfs.opened(options) as store:
-            await store.put(b"written by a machine whose clock is right")
-            (info,) = await store.segments()
-            assert info.modified >= made_at(info.segment)
-        store = await type(store).open(options, Ahead())
-        ref = await store.put(b"written by one that is ahead of the service")
-        assert (await store.segments())[1].modified == 4_000_000_000.0
-        assert ref.segment < 1 << 63
+        now = SystemClock().now()
+        store = await S3BlobStore.open(options, Wrong())
+        ref = await store.put(MESSAGE)
+        (info,) = await store.segments()
+        assert info.segment == ref.segment < 1 << 63
+        assert info.modified >= max(wrong, now - 5)  # a listing has whole seconds
         await store.close()
 
     asyncio.run(run())
