@@ -51,8 +51,6 @@ THREADS = 4
 STUCK = 30.0  # seconds after which a batch under way is a fault
 BUSY = 20  # messages per second
 HASHES = 2  # passwords checked at once, in all processes
-COLLECT_EVERY = 6 * 3600.0  # seconds between runs of the collector
-COLLECT_FIRST = 300.0  # seconds after the start
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,14 +120,8 @@ class Graph:
             "queue": self.runner.run,
             "indexer": self.indexer.run,
             "pruning": self.pruning.watch,
-            "collector": self._collect,
+            "collector": self.collector.watch,
         }
-
-    async def _collect(self) -> None:
-        await asyncio.sleep(COLLECT_FIRST)
-        while True:
-            await self.collector.run()
-            await asyncio.sleep(COLLECT_EVERY)
 
     def checks(self) -> dict[str, Callable[[], Awaitable[object]]]:
         """Return what ``/readyz`` asks."""

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 log = get_logger("collector")
 NAME = "collector"
+FIRST = 300.0  # seconds after the start
+EVERY = 6 * 3600.0  # seconds between runs
 RATE = 16 << 20  # octets per second
 REMEMBER = 30 * 86_400  # seconds that the fence of a removed segment is kept
 NOTE_EVERY = 64  # segments
@@ -135,6 +137,16 @@ class Collector:
         self._plan = plan or Plan()
         self._missing = missing
         self._running = asyncio.Lock()
+
+    async def watch(self) -> None:
+        """Run every ``EVERY`` seconds until cancelled."""
+        await asyncio.sleep(FIRST)
+        while True:
+            try:
+                await self.run()
+            except MailError as error:
+                log.warning("collection-failed", error=str(error))
+            await asyncio.sleep(EVERY)
 
     async def run(
         self, plan: Plan | None = None, progress: Progress = _silent
