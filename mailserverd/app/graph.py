@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
 from auth.people.authenticate import Authenticator, Limits
 from mailserverd.app.accounts import accounts, hasher
 from mailserverd.app.offload import ThreadOffload
-from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import system
 from mailserverd.net.dns import CachingResolver
 from mailserverd.net.smtp_out import TcpConnector
@@ -19,6 +17,7 @@ from mailserverd.services.changes import Changes
 from mailserverd.services.collector import Collector
 from mailserverd.services.deliver import Deliver
 from mailserverd.services.figures import counted_here, watch_queue
+from mailserverd.services.health import shards_that_fail, watch
 from mailserverd.services.identities import Identities
 from mailserverd.services.indexer import Indexer
 from mailserverd.services.mailboxes import Mailboxes
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from storage.api import Bus, Cache, SearchIndex
 
 THREADS = 4
-STUCK = 30.0  # seconds after which a batch under way is a fault
 BUSY = 20  # messages per second
 HASHES = 2  # passwords checked at once, in all processes
 
@@ -117,6 +115,7 @@ class Graph:
         return {
             "acceptances": lambda: self.acceptances.run(self.deliver),
             "figures": lambda: watch_queue(self.queue, self.clock, self.counted),
+            "health": lambda: watch(self.stores.databases),
             "queue": self.runner.run,
             "indexer": self.indexer.run,
             "pruning": self.pruning.watch,
@@ -128,18 +127,8 @@ class Graph:
         return {
             "directory": lambda: self.stores.directory.refresh(now=True),
             "queue": self.queue.stats,
-            "shards": self._some_shard,
+            "shards": lambda: shards_that_fail(self.stores.shard_dbs),
         }
-
-    async def _some_shard(self) -> None:
-        """Raise UNAVAILABLE unless a shard works: with one down the others go on."""
-        shards = [one for one in self.stores.shard_dbs if one.stuck_for() < STUCK]
-        answers = await asyncio.gather(
-            *(one.read(units.exists, 0, None) for one in shards),
-            return_exceptions=True,
-        )
-        if all(isinstance(answer, BaseException) for answer in answers):
-            raise MailError(Kind.UNAVAILABLE, "no shard works")
 
     async def close(self) -> None:
         """Finish notes of what was applied, end helpers."""

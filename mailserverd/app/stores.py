@@ -66,6 +66,11 @@ class Stores:
     shards: Shards
     blobs: SegmentStore
 
+    @property
+    def databases(self) -> tuple[Database, ...]:
+        """All databases: the directory, the shards, the queue."""
+        return self.directory_db, *self.shard_dbs, self.queue_db
+
     async def close(self) -> None:
         """Finish what is pending everywhere, then close."""
         await self.blobs.close()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from protocols.web import Body, Head, Release
 
 log = get_logger("http")
+OK = "ok"
 PATIENCE = 5.0  # seconds that a readiness check may take
 TEXT = (("Content-Type", "text/plain; version=0.0.4; charset=utf-8"),)
 JSON = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
@@ -31,7 +32,8 @@ class MetricsSite:
     """``/healthz`` (the loop runs), ``/readyz`` (every check passes), ``/metrics``.
 
     ``checks`` are named coroutine functions; one that raises, or takes too long,
-    makes the daemon not ready (503), which the answer's JSON says by name.
+    makes the daemon not ready (503), which the answer's JSON says by name.  One that
+    returns a text has a remark, which is shown.
     ``render`` returns all metrics, of other processes, too; it never raises.
     """
 
@@ -72,8 +74,8 @@ class MetricsSite:
     async def _ready(self) -> Response:
         names = list(self._checks)
         results = await asyncio.gather(*(self._check(name) for name in names))
-        ready = all(result == "ok" for result in results)
-        status = "ok" if ready else "unavailable"
+        ready = all(result.partition(",")[0] == OK for result in results)
+        status = OK if ready else "unavailable"
         checks = dict(zip(names, results, strict=True))
         body = orjson.dumps({"status": status, "checks": checks})
         return Response(200 if ready else 503, JSON, body)
@@ -81,7 +83,7 @@ class MetricsSite:
     async def _check(self, name: str) -> str:
         try:
             async with asyncio.timeout(PATIENCE):
-                await self._checks[name]()
+                remark = await self._checks[name]()
         except TimeoutError:
             return "no answer in time"
         except MailError as error:
@@ -89,4 +91,4 @@ class MetricsSite:
         except Exception:
             log.exception("readiness-check-failed", check=name)
             return "failed"
-        return "ok"
+        return f"{OK}, {remark}" if isinstance(remark, str) and remark else OK

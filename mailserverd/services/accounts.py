@@ -6,6 +6,7 @@ command.  Changes are effective in this process when they return.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from mailserverd.core.log import get_logger
 from mailserverd.core.names import a_labels
 from mailserverd.core.types import system
 from mailserverd.services import dns_records
+from mailserverd.services.health import problem_of
 from storage.directory import (
     ACTIVE,
     APP_PASSWORD,
@@ -32,6 +34,7 @@ from storage.directory import (
 from storage.metadata import accounts as shard_units
 from storage.metadata import aliases, directory, directory_read
 from storage.metadata.deliver import prepare_account
+from storage.metadata.prune import last_account
 from storage.metadata.purge import purge_account
 from storage.model import NewAccount
 
@@ -107,7 +110,15 @@ class Accounts:
             account = record.account_id
             if record.state == CREATING:
                 await self._directory.write(directory.abandon_account, account, None)
+            await self._purge_or_postpone(record)
+
+    async def _purge_or_postpone(self, record: AccountRecord) -> None:
+        """Remove an ended account's mail, at the next start if its shard is down."""
+        try:
             await self._purge(record)
+        except MailError as error:
+            account = record.account_id
+            log.warning("purge-postponed", account=account, reason=error.text)
 
     # --- accounts -------------------------------------------------------------
 
@@ -168,7 +179,7 @@ class Accounts:
             account = record.account_id
             await self._directory.write(directory.remove_account, account, None)
             log.info("account-removed", account=account, address=record.address)
-            await self._purge(record)
+            await self._purge_or_postpone(record)
         return {"address": record.address, "dry_run": dry_run}
 
     async def account_passwd(
@@ -253,8 +264,29 @@ class Accounts:
         log.info("credential-set", account=new.account, kind=new.kind, name=new.name)
 
     async def _emptiest_shard(self) -> bytes:
+        """Return the shard with the fewest accounts of those that work.
+
+        UNAVAILABLE when none does, or when one has accounts that the directory does
+        not know: a new one would be given their mail.
+        """
         counts = await self._directory.read(directory.count_by_shard, 0, None)
-        return min(self._shard_ids, key=lambda shard: counts.get(shard, 0))
+        problems = await asyncio.gather(*map(problem_of, self._shards.databases))
+        working = [
+            one
+            for one, problem in zip(self._shards.databases, problems, strict=True)
+            if not problem
+        ]
+        if not working:
+            raise MailError(Kind.UNAVAILABLE, "no shard works")
+        for shard in working:
+            greatest = await shard.read(last_account, 0, None)
+            if greatest > await self._directory.read(directory.last_account, 0, None):
+                raise MailError(
+                    Kind.UNAVAILABLE,
+                    f"{shard.name} has account {greatest}, which the directory does "
+                    "not know; run: mailserverd storage check --repair",
+                )
+        return min(working, key=lambda one: counts.get(one.uuid, 0)).uuid
 
     async def _usage(self, account: int) -> Plain:
         """Return counts of an account; a shard that is down leaves them empty."""

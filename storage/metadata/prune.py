@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, exists, func, select, tuple_, update
 
 from storage.metadata.accounts import read_floor
-from storage.metadata.sql import InIds, Sql, heavy, ids, p
+from storage.metadata.sql import InIds, Sql, heavy, ids, inline, p
 from storage.metadata.tables import (
     ACCOUNT,
     DELIVERED,
@@ -56,6 +56,7 @@ ACCOUNTS = Sql(
     .order_by(_a.account_id)
     .limit(p("n"))
 )
+LAST_ACCOUNT = Sql(select(func.max(_a.account_id)))
 LATEST = Sql(
     select(_d.at).where(_d.at < p("before")).order_by(_d.at).limit(1).offset(PIECE)
 )
@@ -81,6 +82,13 @@ def account_ids(tx: Tx, _: int, args: tuple[int, int]) -> tuple[int, ...]:
     """Return ids of the shard's accounts in order: (after, limit)."""
     rows = tx.all(ACCOUNTS, {"after": args[0], "n": args[1]})
     return tuple(row[0] for row in rows)
+
+
+@inline
+def last_account(tx: Tx, _: int, __: None) -> int:
+    """Return the greatest id of the shard's accounts; 0 when it has none."""
+    row = tx.one(LAST_ACCOUNT)
+    return (row[0] if row else 0) or 0
 
 
 @heavy

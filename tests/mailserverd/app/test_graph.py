@@ -51,8 +51,9 @@ def test_ready_while_a_shard_works(tmp_path: pathlib.Path) -> None:
             for check in graph.checks().values():
                 await check()
             first, second = graph.stores.shard_dbs
+            assert await graph.checks()["shards"]() == ""
             await first.close()
-            await graph.checks()["shards"]()
+            assert await graph.checks()["shards"]() == "shard-0 down"
             await second.close()
             with pytest.raises(MailError, match="no shard"):
                 await graph.checks()["shards"]()
