@@ -46,6 +46,11 @@ class Target:
     synchronous: bool = True  # False when a commit has to ask for its sync
     down_since: float = 0.0  # on the monotonic clock; 0: it answered last time
 
+    @property
+    def away(self) -> bool:
+        """Whether the server has been away for so long that nobody waits for it."""
+        return bool(self.down_since) and time.monotonic() - self.down_since > PATIENCE
+
     async def connect(self) -> asyncpg.Connection[Any]:
         """Open a connection; raises what the driver does."""
         connection = await asyncpg.connect(
@@ -84,9 +89,8 @@ class Link:
             try:
                 self._connection = await target.connect()
             except Exception as error:
-                now = time.monotonic()
-                target.down_since = target.down_since or now
-                if not is_lost(error) or now - target.down_since > PATIENCE:
+                target.down_since = target.down_since or time.monotonic()
+                if not is_lost(error) or target.away:
                     raise
                 await asyncio.sleep(RETRY)
             else:

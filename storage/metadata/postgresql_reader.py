@@ -123,7 +123,11 @@ class PostgresqlReader:
                 if is_lost(error):
                     link.abort()
                 late = time.monotonic() - began > PATIENCE or attempts > ATTEMPTS
-                if late or not (is_lost(error) or is_conflict(error)):
+                if (
+                    late
+                    or link.target.away
+                    or not (is_lost(error) or is_conflict(error))
+                ):
                     raise translate(error, self.name) from error
                 continue
             if running.error is not None:

@@ -108,7 +108,11 @@ class Writer:
                 self._lost(units, error)
                 last = alone or len(units) == 1
                 late = _age(began) > PATIENCE or _age(until) > 0
-                if late or _is_hopeless(error, attempts, last=last):
+                if (
+                    late
+                    or self._link.target.away
+                    or _is_hopeless(error, attempts, last=last)
+                ):
                     return _fail(units, translate(error, self._name))
                 alone = alone or not (is_lost(error) or is_conflict(error))
                 if attempts > 1 and len(units) > 1 and _age(started) < QUICK:
