@@ -103,6 +103,7 @@ class FileBlobStore:
             else None
         )
         self._closed = False
+        self._large = 0
         self._writing: set[asyncio.Future[list[BlobRef]]] = set()
         self._memory = asyncio.Semaphore(_IN_MEMORY)
 
@@ -182,6 +183,7 @@ class FileBlobStore:
         writing.add_done_callback(self._written)
         refs = await asyncio.shield(writing)
         PUTS.inc()
+        self._large += 1
         return refs[0]
 
     def _written(self, writing: asyncio.Future[list[BlobRef]]) -> None:
@@ -330,7 +332,9 @@ class FileBlobStore:
 
     def stats(self) -> BlobStats:
         """Return what was counted since the store was opened."""
-        return BlobStats(self._group.puts, self._group.batches, self._appender.syncs)
+        group = self._group
+        puts, batches = group.puts + self._large, group.batches + self._large
+        return BlobStats(puts, batches, self._appender.syncs)
 
 
 def _told(work: Callable[..., T], *args: object) -> T:
