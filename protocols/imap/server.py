@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from mailserverd.core.memory import give_back
 from protocols.imap.commands import BASE
 from protocols.imap.ext import EXTENSIONS
 from protocols.imap.extension import make_registry
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from protocols.imap.services import ImapServices
 
 REGISTRY = make_registry((BASE, *EXTENSIONS))
+MANY = 100_000  # messages of views, beyond which their memory is worth giving back
 POLL = 120.0  # seconds after which idling sessions' views are read without a hint
 
 
@@ -50,7 +53,8 @@ class Server:
         now = self.services.clock.monotonic()
         for session in tuple(self.sessions):
             session.check(now)
-        self.views.sweep(now)
+        if self.views.sweep(now) > MANY:
+            await asyncio.to_thread(give_back)
         if now - self._polled > POLL:
             self._polled = now
             await self.views.poll()

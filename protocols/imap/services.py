@@ -29,7 +29,7 @@ class ImapSettings:
     connections: int = 10_000
     connections_per_address: int = 0  # before login; 0 is no limit
     connections_per_account: int = 1000
-    view_messages: int = 1_000_000  # in mailbox views that nobody looks at
+    view_messages: int = 1_100_000  # in mailbox views that nobody looks at
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from storage.model import Mailbox, MailboxList, View, ViewDelta
 
 log = get_logger("imap")
-MAX_MESSAGES = 1_000_000
+MAX_MESSAGES = 1_100_000
 """Messages in views that no session looks at: 24 octets each."""
 REST = 300.0  # seconds that a view is kept after the last session left it
 
@@ -179,17 +179,19 @@ class Views:
             _, old = self._resting.popitem(last=False)
             self._resting_messages -= len(old.view.uids)
 
-    def sweep(self, now: float) -> None:
+    def sweep(self, now: float) -> int:
         """Let go of views that nobody came back to; call every few seconds.
 
-        ``now`` is a monotonic time in seconds.
+        ``now`` is a monotonic time in seconds.  Returns how many messages they had.
         """
+        before = self._resting_messages
         for key, held in tuple(self._resting.items()):
             if not held.rested:
                 held.rested = now
             elif now - held.rested > REST:
                 del self._resting[key]
                 self._resting_messages -= len(held.view.uids)
+        return before - self._resting_messages
 
     def _watch(self, account: int) -> _Watch:
         watch = self._watches.get(account)

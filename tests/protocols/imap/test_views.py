@@ -306,7 +306,7 @@ def test_rested_views_are_let_go_after_a_while() -> None:
         del again
         views.sweep(1001.0 + REST)
         assert list(views._resting) == [(1, 2), (1, 1)]
-        views.sweep(1002.0 + 2 * REST)
+        assert views.sweep(1002.0 + 2 * REST) == 3 + 5
         assert not views._resting
         assert views._resting_messages == 0
         assert source.views == 2
