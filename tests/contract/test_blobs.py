@@ -210,6 +210,52 @@ def test_what_is_under_way_is_finished_by_close(engine):
     on(engine, read)
 
 
+def test_segments_are_listed_packed_anew_and_removed(engine):
+    contents = [os.urandom(5000) for _ in range(30)]
+
+    async def put(store):
+        return [await store.put(content) for content in contents]
+
+    async def pack(store):
+        infos = await store.segments()
+        assert [info.segment for info in infos] == sorted({r.segment for r in refs})
+        for info in infos:
+            here = [ref for ref in refs if ref.segment == info.segment]
+            assert await store.list_blobs(info.segment) == here
+            assert info.octets > sum(ref.length for ref in here)
+        old = [info.segment for info in infos if info.sealed][:2]
+        kept = [ref for ref in refs if ref.segment in old][::2]
+        moved = await store.rewrite(kept, 10_000_000)
+        assert set(moved) == set(kept)
+        for segment in old:
+            await store.remove_segment(segment)
+        return old, moved
+
+    async def look(store):
+        for number, ref in enumerate(refs):
+            if ref in moved:
+                assert moved[ref].hash == ref.hash
+                assert await store.read(moved[ref]) == contents[number]
+            elif ref.segment not in old:
+                assert await store.read(ref) == contents[number]
+            if ref.segment in old:
+                with pytest.raises(MailError) as caught:
+                    await store.read(ref)
+                assert caught.value.kind is Kind.UNAVAILABLE
+        reports = await store.verify()
+        assert not any(report.damage for report in reports)
+        assert not {report.segment for report in reports} & set(old)
+        gone = len([ref for ref in refs if ref.segment in old]) - len(moved)
+        assert sum(report.records for report in reports) == len(refs) - gone
+        report = await store.verify_segment(reports[0].segment)
+        assert report == reports[0]
+
+    refs = on(engine, put)
+    old, moved = on(engine, pack)
+    assert old
+    on(engine, look)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_failing_engine_fails_with_a_temporary_kind(engine, mode):
     async def work(store):

@@ -51,6 +51,13 @@ class ObjectInfo(NamedTuple):
     modified: float
 
 
+class _Answer(NamedTuple):
+    """What a GET brought, and how large the whole object is."""
+
+    data: bytes
+    size: int
+
+
 class Bucket:
     """One bucket and prefix of a service; keys here are relative to the prefix."""
 
@@ -115,21 +122,22 @@ class Bucket:
 
         BucketError MISSING, or ENDS when the object ends before ``end``.
         """
-        data = self._tried("get", lambda: self._get(key, f"bytes={start}-{end - 1}"))
+        span = f"bytes={start}-{end - 1}"
+        data = self._tried("get", lambda: self._get(key, span)).data
         if len(data) != end - start:
             raise BucketError(ENDS, text=f"{len(data)} octets of {end - start}")
         return data
 
     def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
         """Return the last octets of an object, and its size."""
-        size = self.size(key)
-        return self.get(key, max(size - length, 0), size), size
+        answer = self._tried("get", lambda: self._get(key, f"bytes=-{length}"))
+        return answer.data, answer.size
 
     def get_small(self, key: str) -> bytes:
         """Return a whole small object."""
-        return self._tried("get", lambda: self._get(key, ""))
+        return self._tried("get", lambda: self._get(key, "")).data
 
-    def _get(self, key: str, span: str) -> bytes:
+    def _get(self, key: str, span: str) -> _Answer:
         with self._lock:
             self.gets += 1
         more = {"Range": span} if span else {}
@@ -140,7 +148,8 @@ class Bucket:
         data = b"".join(self._body(answer, length))
         if len(data) != length:
             raise BucketError(CUT, text=f"{len(data)} octets of {length}")
-        return data
+        total = answer.get("ContentRange", "").rpartition("/")[2]
+        return _Answer(data, int(total) if total.isdecimal() else length)
 
     def _body(self, answer: Any, length: int) -> Iterator[bytes]:
         """Read an answer; one that comes too slowly counts as silent."""
@@ -192,17 +201,6 @@ class Bucket:
             return theirs.digest() == ours.digest()
 
         return self._tried("get", ask)
-
-    def size(self, key: str) -> int:
-        """Return an object's size."""
-
-        def ask() -> int:
-            answer = self._client.head_object(
-                Bucket=self.options.bucket, Key=self._prefix + key
-            )
-            return int(answer["ContentLength"])
-
-        return self._tried("head", ask)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield the objects whose keys begin with ``prefix``, in their order."""
