@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import pathlib
 import random
 import signal
 from typing import TYPE_CHECKING
@@ -24,7 +25,6 @@ from tests.lib.load import Load
 from tests.lib.waiting import eventually
 
 if TYPE_CHECKING:
-    import pathlib
     from collections.abc import Iterator
 
     from tests.lib.crash import Sink
@@ -55,8 +55,18 @@ def place(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Pl
 
 
 def children(ours: Daemon) -> set[int]:
-    """Return the processes of the supervisor: workers, and the background one."""
-    return set(ours.children())
+    """Return the processes of the supervisor: workers, and the background one.
+
+    The kernel's list may show one more for a moment: a child of theirs.
+    """
+    return {pid for pid in ours.children() if parent(pid) == ours.pid}
+
+
+def parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        return int(stat.rpartition(")")[2].split()[1])
+    return 0
 
 
 async def one_life(
