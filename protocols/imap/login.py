@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
+from mailserverd.core.types import Access
 from protocols.imap.conn import Event
 from protocols.imap.replies import Refused
 
@@ -24,8 +25,8 @@ def require_privacy(context: Context) -> None:
 async def log_in(context: Context, user: bytes, password: bytes) -> bytes:
     """Check a password and enter the authenticated state; returns the OK text.
 
-    AUTH_FAILED, RATE_LIMITED, UNAVAILABLE; LIMIT when the account has too many
-    connections.
+    AUTH_FAILED, RATE_LIMITED; UNAVAILABLE, also when its shard is; LIMIT when the
+    account has too many connections.
     """
     services = context.services
     try:
@@ -39,12 +40,26 @@ async def log_in(context: Context, user: bytes, password: bytes) -> bytes:
     open_now = context.sessions.get(principal.account, 0)
     if open_now >= services.settings.connections_per_account:
         raise MailError(Kind.LIMIT, "too many connections of this account")
+    await _look(context, principal.account)
     context.sessions[principal.account] = open_now + 1
     context.principal = principal
     context.advance(Event.LOGIN)
     transport = context.channel.transport
     log.info("login", account=principal.account, peer=transport.peer, tls=transport.tls)
     return b"[CAPABILITY %b] Logged in" % context.capabilities()
+
+
+async def _look(context: Context, account: int) -> None:
+    """Raise UNAVAILABLE while the account cannot be read (RFC 5530 section 3).
+
+    A client that is let in takes what follows for the state of its mailboxes.
+    """
+    try:
+        await context.services.mailboxes.state(Access(account, account))
+    except MailError as error:
+        if error.kind is not Kind.NOT_FOUND:
+            raise
+        raise MailError(Kind.UNAVAILABLE, "mailboxes are not available now") from error
 
 
 def _text(user: bytes) -> str:

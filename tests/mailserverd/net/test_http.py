@@ -378,8 +378,11 @@ def test_metrics_listener():
     async def broken():
         raise RuntimeError("secret")
 
+    async def partly():
+        return "shard-1 down"
+
     async def main(reactor):
-        for check, status in ((fine, 200), (broken, 503)):
+        for check, status in ((fine, 200), (partly, 200), (broken, 503)):
             factory = HttpFactory(MetricsSite({"storage": check}))
             port, listening = listen(reactor, factory)
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -387,6 +390,7 @@ def test_metrics_listener():
             answer = await read_answer(reader)
             assert answer[0] == status
             assert b"secret" not in answer[2]
+            assert (b"ok, shard-1 down" in answer[2]) is (check is partly)
             writer.write(request("GET", "/healthz"))
             assert (await read_answer(reader))[0] == 200
             writer.write(request("GET", "/metrics"))
