@@ -7,6 +7,7 @@ one fast hash suffices, and many of them cost one login nothing.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import hmac
@@ -19,6 +20,7 @@ from argon2 import low_level
 from mailserverd.core.errors import Kind, MailError
 
 MAX_PASSWORD = 1024  # octets
+SALT, DIGEST = 16, 32  # octets of an argon2id hash
 APP_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 characters, none alike
 APP_GROUPS, APP_GROUP = 5, 4  # 100 bits
 APP_PREFIX = "$blake2b$"
@@ -48,11 +50,11 @@ class Passwords:
             time_cost=cost.passes,
             memory_cost=cost.memory,
             parallelism=cost.lanes,
-            hash_len=32,
-            salt_len=16,
+            hash_len=DIGEST,
+            salt_len=SALT,
             type=low_level.Type.ID,
         )
-        self._dummy = self._hasher.hash(secrets.token_bytes(16))
+        self._dummy = _nobodys(cost)
 
     def hash(self, password: bytes) -> str:
         """Return the encoded hash of a (prepared) password."""
@@ -76,6 +78,19 @@ class Passwords:
             return self._hasher.check_needs_rehash(encoded)
         except argon2.exceptions.InvalidHash:
             return False
+
+
+def _nobodys(cost: Cost) -> str:
+    """Return the encoded hash of no password: verifying takes as long as any other.
+
+    Made up, since a real one would take memory that the process then keeps.
+    """
+    salt, digest = (
+        base64.b64encode(secrets.token_bytes(size)).rstrip(b"=").decode()
+        for size in (SALT, DIGEST)
+    )
+    parameters = f"m={cost.memory},t={cost.passes},p={cost.lanes}"
+    return f"$argon2id$v={low_level.ARGON2_VERSION}${parameters}${salt}${digest}"
 
 
 def prepare(password: bytes) -> bytes:

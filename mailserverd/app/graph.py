@@ -70,6 +70,7 @@ class Graph:
     stores: Stores
     clock: Clock
     offload: ThreadOffload
+    hashing: ThreadOffload  # apart: each of its threads keeps a hash's memory
     resolver: CachingResolver
     changes: Changes
     accounts: Accounts
@@ -136,6 +137,7 @@ class Graph:
         await self.acceptances.close()
         await self.index.close()
         await self.resolver.close()
+        self.hashing.close()
         self.offload.close()
 
 
@@ -217,6 +219,8 @@ def build(
     """Build every service."""
     parts = parts or alone(settings)
     offload = ThreadOffload(THREADS, "offload")
+    hashes = max(1, HASHES // parts.processes)
+    hashing = ThreadOffload(hashes, "hashing")
     resolver = CachingResolver(
         settings.dns.servers, clock=clock, timeout=settings.dns.timeout
     )
@@ -245,15 +249,16 @@ def build(
         stores=stores,
         clock=clock,
         offload=offload,
+        hashing=hashing,
         resolver=resolver,
         changes=changes,
         accounts=people,
         authenticator=Authenticator(
             stores.directory,
             clock,
-            offload,
+            hashing,
             hasher=hasher(settings),
-            limits=Limits(hashes=max(1, HASHES // parts.processes)),
+            limits=Limits(hashes=hashes),
         ),
         mailboxes=Mailboxes(store, changes),
         messages=messages,

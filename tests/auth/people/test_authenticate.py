@@ -262,3 +262,18 @@ def test_default_cost_is_what_owasp_asks_for() -> None:
     assert not hasher.verify(encoded, b"Secret")
     assert not hasher.verify("garbage", b"secret")
     assert not hasher.verify_nobody(b"secret")
+
+
+def test_a_user_who_does_not_exist_costs_as_much_as_a_wrong_password() -> None:
+    """The hash that is made up for them is computed like any other."""
+    hasher = Passwords()
+    encoded = hasher.hash(b"secret")
+
+    def cost(check: Callable[[], bool]) -> float:
+        began = time.process_time()
+        assert not check()
+        return time.process_time() - began
+
+    nobody = min(cost(lambda: hasher.verify_nobody(b"x")) for _ in range(5))
+    somebody = min(cost(lambda: hasher.verify(encoded, b"x")) for _ in range(5))
+    assert nobody > somebody / 2
