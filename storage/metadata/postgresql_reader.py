@@ -66,7 +66,7 @@ class PostgresqlReader:
         if getattr(work, "inline", False) is True:
             task = asyncio.ensure_future(self._on_loop(work, account, args))
             self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            task.add_done_callback(self._done)
             # The driver would open a connection to cancel what a caller leaves.
             result: R = await asyncio.shield(task)
             return result
@@ -74,6 +74,11 @@ class PostgresqlReader:
         return await loop.run_in_executor(
             self._threads, self._in_thread, work, account, args
         )
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also when the caller has left
 
     async def close(self) -> None:
         """Finish what runs, then close all connections."""
