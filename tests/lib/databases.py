@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
     from mailserverd.core.ports import Clock
     from storage.api import Database
+
+
+class Server(Protocol):
+    """A way to a cluster."""
+
+    @property
+    def cluster(self) -> postgresql.Cluster:
+        """The cluster itself."""
+
+    def url(self, name: str) -> str:
+        """Return a database's URL."""
 
 
 class Sqlite:
@@ -88,17 +99,16 @@ class Sqlite:
 
 
 class Postgresql:
-    """Databases on the cluster of this run, reached directly or by pgbouncer."""
+    """Databases on the cluster of this run, or on a server that is given: reached
+    directly, by pgbouncer, or by a proxy."""
 
     name = "postgresql"
     in_files = False
 
-    def __init__(
-        self, server: postgresql.Cluster | postgresql.Pgbouncer | None = None
-    ) -> None:
+    def __init__(self, server: Server | None = None) -> None:
         if ("metadata", "postgresql+asyncpg") not in engines.ENGINES:
             pytest.skip("this build has no engine for PostgreSQL")
-        self.server = server or postgresql.cluster()
+        self.server: Server = server or postgresql.cluster()
         self.cluster = self.server.cluster
         self._names: dict[pathlib.Path, str] = {}
 
@@ -159,9 +169,9 @@ class Postgresql:
         self.cluster.drop(self._names[directory / name])
 
     def close(self) -> None:
-        """Drop what was made."""
+        """Remove what was made."""
         for name in self._names.values():
-            self.cluster.drop(name)
+            self.cluster.discard(name)
         self._names.clear()
 
 

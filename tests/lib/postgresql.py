@@ -39,6 +39,7 @@ TMP = pathlib.Path("/tmp")  # not pytest's: a socket's path is short
 USER = "mail"
 PASSWORD = "not:so/secret@all"  # one that a URL must quote
 PAGE = 8192
+DISCARDED = 30  # databases that nobody needs any more
 PREFIX = "mailserverd-postgresql-"
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -106,6 +107,7 @@ class Cluster:
         self.home = _home()
         self.port = ports.free_base(range(10_000, 32_000), (0,))
         self.process: subprocess.Popen[bytes] | None = None
+        self._discarded: list[str] = []
         self._initialise()
         self.start()
         self.sql(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'")
@@ -240,6 +242,14 @@ class Cluster:
             with (self.home / "data" / path).open("r+b") as file:
                 file.write(b"\xa5" * PAGE)
         self.start()
+
+    def discard(self, name: str) -> None:
+        """Remove a database some time: each removal is a checkpoint, and the many
+        files of new databases make it slow, but for the first of several alone."""
+        self._discarded.append(name)
+        if len(self._discarded) > DISCARDED and self.process is not None:
+            while self._discarded:
+                self.drop(self._discarded.pop())
 
     def drop(self, name: str) -> None:
         """Remove a database and end whoever is connected to it."""

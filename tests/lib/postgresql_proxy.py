@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
+    Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 SSL_REQUEST, CANCEL_REQUEST = 80877103, 80877102
 BEFORE = "before"  # the server never gets the COMMIT
 LATE = "late"  # the client is cut off; half a second later the server gets it
@@ -28,15 +30,45 @@ LATER = 0.5  # seconds
 COMMIT = b"Q\0\0\0\x0bCOMMIT\0"
 
 
-class Cut(Exception):
-    """This connection ends now."""
+class Way:
+    """A connection through the proxy."""
+
+    def __init__(
+        self, client: asyncio.StreamWriter, server: asyncio.StreamWriter
+    ) -> None:
+        self.client, self.server = client, server
+        self._answered: asyncio.Event | None = (
+            None  # when the client is to hear nothing
+        )
+
+    async def answers(self, reader: asyncio.StreamReader) -> None:
+        """Pass on what the server says, until the connection is cut."""
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if self._answered is not None:
+                    self._answered.set()
+                    continue
+                self.client.write(data)
+                await self.client.drain()
+
+    async def cut(self, how: str) -> None:
+        """Cut off the client at its COMMIT."""
+        self._answered = asyncio.Event()
+        if how == SILENT:
+            self.server.write(COMMIT)
+            await self._answered.wait()
+        self.client.transport.abort()
+        if how == LATE:
+            await asyncio.sleep(LATER)
+            self.server.write(COMMIT)
+            await self._answered.wait()
 
 
 class Proxy:
     """Listens on ``port`` while it is open (a context manager)."""
 
-    def __init__(self, target: int) -> None:
-        self.target = target
+    def __init__(self, cluster: postgresql.Cluster) -> None:
+        self.cluster = cluster
         self.port = ports.free_base(range(10_000, 32_000), (0,))
         self.commits = 0  # seen
         self.cuts = 0  # made
@@ -93,7 +125,7 @@ class Proxy:
         try:
             with contextlib.suppress(OSError):
                 there, to_there = await asyncio.open_connection(
-                    "127.0.0.1", self.target
+                    "127.0.0.1", self.cluster.port
                 )
                 self._ends.add(to_there)
                 try:
@@ -105,39 +137,27 @@ class Proxy:
             self._ends.discard(writer)
             writer.transport.abort()
 
-    async def _both(
-        self,
-        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-    ) -> None:
-        back = asyncio.ensure_future(_copy(server[0], client[1]))
-        forth = asyncio.ensure_future(self._requests(client, server[1], back))
-        _done, rest = await asyncio.wait(
-            {back, forth}, return_when=asyncio.FIRST_COMPLETED
-        )
-        if forth.done() and isinstance(forth.exception(), Cut):
-            return
-        for one in rest:
+    async def _both(self, client: Ends, server: Ends) -> None:
+        way = Way(client[1], server[1])
+        back = asyncio.ensure_future(way.answers(server[0]))
+        forth = asyncio.ensure_future(self._requests(client[0], way))
+        await asyncio.wait({back, forth}, return_when=asyncio.FIRST_COMPLETED)
+        for one in (back, forth):
             one.cancel()
         await asyncio.gather(back, forth, return_exceptions=True)
 
-    async def _requests(
-        self,
-        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        there: asyncio.StreamWriter,
-        back: asyncio.Future[None],
-    ) -> None:
-        reader, writer = client
+    async def _requests(self, reader: asyncio.StreamReader, way: Way) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError):
-            await _startup(reader, there)
+            await _startup(reader, way.server)
             while True:
                 head = await reader.readexactly(5)
                 (length,) = struct.unpack("!I", head[1:])
                 body = await reader.readexactly(length - 4)
                 if head + body == COMMIT and (how := self._how()):
-                    await _cut(how, writer, there, back)
-                there.write(head + body)
-                await there.drain()
+                    await way.cut(how)
+                    return
+                way.server.write(head + body)
+                await way.server.drain()
 
     def _how(self) -> str:
         """Return how this commit is to be cut, if it is."""
@@ -157,30 +177,3 @@ async def _startup(reader: asyncio.StreamReader, there: asyncio.StreamWriter) ->
         await there.drain()
         if code != SSL_REQUEST:  # that is answered with one octet
             return
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-
-
-async def _cut(
-    how: str,
-    writer: asyncio.StreamWriter,
-    there: asyncio.StreamWriter,
-    back: asyncio.Future[None],
-) -> None:
-    """End the connection at its COMMIT; raises ``Cut``."""
-    back.cancel()  # no answer goes back from here on
-    await asyncio.wait({back})
-    writer.transport.abort()
-    if how == LATE:
-        await asyncio.sleep(LATER)
-    if how != BEFORE:
-        there.write(COMMIT)
-        await there.drain()
-        there.write_eof()  # the server works off what it got
-        await asyncio.sleep(LATER)
-    raise Cut

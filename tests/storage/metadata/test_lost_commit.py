@@ -10,6 +10,7 @@ import pytest
 from mailserverd.core.ports import SystemClock
 from storage.engines import open_database
 from storage.metadata import check, messages
+from storage.metadata.counters import LOST
 from storage.metadata.deliver import add_email, prepare_account
 from storage.model import NewAccount
 from tests.lib import databases
@@ -31,7 +32,7 @@ def proxy(tmp_path):
 
     with databases.engine("postgresql") as engine:
         asyncio.run(prepare(engine))
-        with Proxy(engine.cluster.port) as made:
+        with Proxy(engine.cluster) as made:
             made.name = engine.database(tmp_path, "shard-0")
             yield made
 
@@ -53,10 +54,14 @@ def test_a_batch_whose_commit_was_cut_off_is_there_once(proxy, how):
         async with opened(proxy.url(proxy.name)) as database:
             first = await database.write(add_email, 1, delivery(1))
             proxy.cut(how)
+            lost = LOST.labels("shard-0")._value.get()
             added = await asyncio.gather(
                 *(database.write(add_email, 1, delivery(n)) for n in range(2, 12))
             )
             assert proxy.cuts == 1
+            # What the server committed is found, and not done once more.
+            rerun = LOST.labels("shard-0")._value.get() - lost
+            assert rerun == (how != SILENT)
             assert {one.email_id for one in added}.isdisjoint({first.email_id})
             assert len({one.email_id for one in added}) == 10
             head = await database.read(messages.view_head, 1, (1, 100))
