@@ -33,10 +33,14 @@ LF = 10
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Raw:
-    """Octets of the message, by where they lie: whole, or the pieces asked for."""
+    """Octets of the message, by where they lie: whole, or the pieces asked for.
+
+    Of an ``unreadable`` message there are none.
+    """
 
     pieces: dict[Extent, bytes]
     whole: bytes | None = None
+    unreadable: bool = False
 
     def get(self, start: int, end: int) -> bytes:
         """Return message[start:end]."""
@@ -168,7 +172,7 @@ class BodyView:
         return whole.render()
 
     def _size(self, part: Part, raw: Raw) -> int:
-        if part.type == "multipart" or is_identity(part.encoding):
+        if part.type == "multipart" or is_identity(part.encoding) or raw.unreadable:
             return part.size
         return _decoded_size(part, raw)
 
@@ -177,6 +181,8 @@ class BodyView:
         return header_forms.show_all(block, self._spend)
 
     def _value(self, part: Part, raw: Raw) -> dict[str, Any]:
+        if raw.unreadable:
+            return {"value": "", "isEncodingProblem": True, "isTruncated": True}
         start, end = self._value_extent(part)
         data = raw.get(start, end)
         cut = end < part.body_end

@@ -64,8 +64,20 @@ def listed(row: EmailRow, plan: Plan) -> dict[str, Any]:
     return {name: stored[name] for name in plan.listed}
 
 
-async def show(context: Context, row: EmailRow, plan: Plan) -> dict[str, Any]:
-    """Return an email with all properties asked for."""
+def shows_without_octets(plan: Plan) -> bool:
+    """Return whether an email whose octets cannot be read can be shown in part: its
+    bodies are then truncated to nothing.  A header field would seem not to be there."""
+    body = plan.body
+    if plan.header_block or body is None:
+        return False
+    return not body.headers and "headers" not in body.properties
+
+
+async def show(
+    context: Context, row: EmailRow, plan: Plan, *, unreadable: bool = False
+) -> dict[str, Any]:
+    """Return an email with all properties asked for; UNAVAILABLE when its octets
+    cannot be read, unless it is known to be ``unreadable``."""
     found = metadata(row, plan)
     if plan.listed:
         context.spend(len(row.list_json))
@@ -74,6 +86,8 @@ async def show(context: Context, row: EmailRow, plan: Plan) -> dict[str, Any]:
         blob = ids.Blob(row.blob.hash)
         parts = load_parts(row.part_table) if plan.body is not None else ()
         message = Message(parts, blob, row.header_size, context.spend)
+        if unreadable:
+            return {**found, **message.show(plan, Raw({}, b"", unreadable=True))}
         needs = message.needs(plan)
         context.spend(sum(end - start for start, end in needs))
         raw = await _read(context, row.blob, needs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from mailserverd.core.errors import Kind, MailError
 from protocols.jmap import email_properties, email_show, gets, states
 from protocols.jmap.method import Method
 from protocols.jmap.services import MAIL
@@ -48,16 +49,35 @@ async def run(context: Context, args: Arguments) -> Arguments:
 async def _shown(
     context: Context, access: Access, numbers: list[int], plan: Plan
 ) -> dict[int, Any]:
-    """Return emails by number; those that JMAP does not show are left out."""
+    """Return emails by number; those that JMAP does not show are left out.
+
+    One whose octets cannot be read is shown with empty, truncated bodies if others
+    can be read.  Otherwise the store is down, and so is this method: an empty body
+    would be taken for the message.
+    """
     if not numbers:
         return {}
     rows = await context.services.messages.rows(access, numbers, plan.columns)
     shown: dict[int, Any] = {}
+    unreadable: list[EmailRow] = []
     for number, row in rows.items():
-        if row.mailboxes:
+        if not row.mailboxes:
+            continue
+        try:
             shown[number] = await email_show.show(context, row, plan)
-            if len(shown) % TURN == 0:
-                await asyncio.sleep(0)  # let others have their turn
+        except MailError as error:
+            partly = email_show.shows_without_octets(plan)
+            if error.kind is not Kind.UNAVAILABLE or not partly:
+                raise
+            unreadable.append(row)
+            down = error
+        if len(shown) % TURN == 0:
+            await asyncio.sleep(0)  # let others have their turn
+    if unreadable and not shown:
+        raise down
+    for row in unreadable:
+        found = await email_show.show(context, row, plan, unreadable=True)
+        shown[row.email_id] = found
     return shown
 
 

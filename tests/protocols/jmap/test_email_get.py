@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+from mailserverd.core.errors import Kind, MailError
 from protocols.jmap.services import Limits, Settings
 from tests.lib.jmap import message, with_jmap
 
@@ -256,6 +257,41 @@ async def test_body_values(jmap):
     assert value["isTruncated"] is True
     found = await jmap.get(email, "bodyValues", fetchAllBodyValues=True)
     assert set(found["bodyValues"]) == {text, html}
+
+
+@with_jmap()
+async def test_a_message_that_cannot_be_read_hides_no_other(jmap):
+    """It is shown with what its row has; its body is truncated, not just empty."""
+    good, bad = await jmap.add(MIXED), await jmap.add(MIXED + "more")
+    row = await jmap.get(bad, "size")
+    read_blob = jmap.services.messages.read_blob
+
+    async def read(ref, start=0, end=None):
+        if ref.size == row["size"]:
+            raise MailError(Kind.UNAVAILABLE, "damaged")
+        return await read_blob(ref, start, end)
+
+    jmap.services.messages.read_blob = read
+    wanted = {
+        "properties": ["subject", "bodyValues", "textBody"],
+        "fetchTextBodyValues": True,
+    }
+    both = {"ids": [good, bad], **wanted}
+    shown = {e["id"]: e for e in (await jmap.call("Email/get", **both))["list"]}
+    assert shown[good]["subject"] == shown[bad]["subject"]
+    (text,) = shown[good]["bodyValues"].values()
+    assert text["value"] == "Grüße aus Köln"
+    assert list(shown[bad]["bodyValues"].values()) == [
+        {"value": "", "isEncodingProblem": True, "isTruncated": True}
+    ]
+    assert shown[bad]["textBody"][0]["size"] > 0
+    for args in (
+        {"ids": [bad], **wanted},  # as when nothing can be read
+        {"ids": [good, bad], "properties": ["header:X-Any"]},
+        {"ids": [good, bad], **wanted, "bodyProperties": ["header:X-Any"]},
+    ):
+        answer = await jmap.fails("Email/get", **args)
+        assert answer["type"] == "serverUnavailable", args
 
 
 @with_jmap()
