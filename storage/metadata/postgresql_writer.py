@@ -80,7 +80,7 @@ class Writer:
         self._limit = limit
         self._serial = serial
         self._owner = os.urandom(16)
-        self._number = int.from_bytes(self._owner[:4], "big") >> 1
+        self._number = int.from_bytes(self._owner[:4], "big") >> 1 | 1  # not 0
         self._known = False  # whether our row of ``writer`` is there
         self._order = Order()
         self._suspects: collections.OrderedDict[Any, None] = collections.OrderedDict()
