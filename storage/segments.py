@@ -361,6 +361,15 @@ def read_record(read_at: ReadAt, offset: int, store: bytes) -> Record:
     return record
 
 
+def check_header(header: bytes, ref: BlobRef) -> Record:
+    """Decode a record's header; SegmentError unless it is the ref's."""
+    r = decode_header(header)
+    found = (r.hash, r.store, r.segment, r.length, r.size, r.codec)
+    if found != (ref.hash, ref.store, ref.segment, ref.length, ref.size, ref.codec):
+        raise SegmentError("another record lies there")
+    return r
+
+
 def check_payload(read_at: ReadAt, found: Found, end: int, *, content: bool) -> None:
     """Compare a stored payload with the header's checksums; SegmentError if amiss."""
     record, start = found.record, found.offset + RECORD_HEADER

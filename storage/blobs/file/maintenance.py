@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from storage.blobs.file.layout import GONE, OPEN, SEALED, Layout
-from storage.blobs.file.reader import Reader, check_header, damaged
+from storage.blobs.file.reader import Reader, damaged
 from storage.report import SegmentInfo
 from storage.segments import (
     RECORD_HEADER,
@@ -18,6 +18,7 @@ from storage.segments import (
     Payload,
     ReadAt,
     SegmentError,
+    check_header,
     check_payload,
 )
 from storage.verification import examine, records

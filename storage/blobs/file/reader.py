@@ -19,9 +19,8 @@ from storage.blobs.file.layout import Layout, failure
 from storage.segments import (
     RAW,
     RECORD_HEADER,
-    Record,
     SegmentError,
-    decode_header,
+    check_header,
     unpack,
 )
 
@@ -167,15 +166,6 @@ def _checked_content(data: bytes, ref: BlobRef) -> bytes:
     if zlib.crc32(payload) != record.crc:
         raise SegmentError("payload has a wrong checksum")
     return unpack(payload, ref.codec, ref.size)
-
-
-def check_header(header: bytes, ref: BlobRef) -> Record:
-    """Decode a record's header; SegmentError unless it is the ref's."""
-    record = decode_header(header)
-    named = (record.hash, record.store, record.segment, record.length, record.codec)
-    if named != (ref.hash, ref.store, ref.segment, ref.length, ref.codec):
-        raise SegmentError("another record lies there")
-    return record
 
 
 def damaged(ref: BlobRef, error: Exception) -> MailError:

@@ -18,7 +18,7 @@ from storage.blobs.file.files import Files
 from storage.blobs.file.group import GroupCommit
 from storage.blobs.file.layout import Layout, failure
 from storage.blobs.file.maintenance import Maintenance
-from storage.blobs.file.reader import Reader, check_header, damaged
+from storage.blobs.file.reader import Reader, damaged
 from storage.blobs.file.recovery import give_back, recover
 from storage.report import PUTS, BlobStats
 from storage.segments import (
@@ -27,6 +27,7 @@ from storage.segments import (
     Payload,
     Record,
     SegmentError,
+    check_header,
     prepare,
 )
 

@@ -95,7 +95,6 @@ class Bucket:
         BucketError EXISTS when there is one: perhaps our own, of an earlier try
         whose answer was lost.
         """
-
         if isinstance(body, bytes):
             crc = zlib.crc32(body)
 

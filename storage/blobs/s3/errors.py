@@ -21,7 +21,7 @@ UNREACHABLE = "Unreachable"
 NO_CREDENTIALS = "NoCredentials"
 _AGAIN = {408, 409, 429, 500, 502, 503, 504}
 _AGAIN_CODES = {"SlowDown", "RequestTimeout", "InternalError", CUT, SILENT, UNREACHABLE}
-_FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "EntityTooLarge"}
+_FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"}
 
 
 class BucketError(Exception):

@@ -160,7 +160,10 @@ def advice(bucket: Bucket, error: BucketError) -> MailError:
     if error.code == NO_BUCKET:
         why = f"there is no bucket {options.bucket}; make it, or correct its name"
     elif error.code in {UNREACHABLE, SILENT}:
-        why = "it cannot be reached; endpoint=... must name a service that runs"
+        why = (
+            f"it cannot be reached ({error.text}); endpoint=... must name a service "
+            "that runs"
+        )
     elif error.code == NO_CREDENTIALS:
         why = (
             "no credentials were found; set AWS_ACCESS_KEY_ID and "

@@ -21,8 +21,8 @@ from storage.blobs.s3.errors import BEYOND, ENDS, MISSING, BucketError
 from storage.blobs.s3.layout import key_of
 from storage.segments import (
     RECORD_HEADER,
-    Record,
     SegmentError,
+    check_header,
     decode_header,
     unpack,
 )
@@ -143,7 +143,11 @@ def join(waiting: Iterable[T], span_of: Callable[[T], Span]) -> list[list[T]]:
 
 
 class Reader:
-    """Pieces, ranges and whole contents; ``run`` is the thread pool."""
+    """Pieces, ranges and whole contents.
+
+    ``fetching`` is the thread pool of GETs; ``run`` that of everything else, which
+    does not wait for a slow service.
+    """
 
     def __init__(
         self,
@@ -151,8 +155,10 @@ class Reader:
         memory: MemoryCache[Key],
         disk: DiskCache | None,
         run: Offload,
+        fetching: Offload,
     ) -> None:
         self._bucket = bucket
+        self._fetching = fetching
         self._memory = memory
         self._disk = disk
         self._run = run
@@ -161,7 +167,7 @@ class Reader:
         self._flights: dict[Key, asyncio.Task[bytes]] = {}
 
     async def _ranged(self, segment: int, start: int, end: int) -> bytes:
-        return await self._run(self._bucket.get, key_of(segment), start, end)
+        return await self._fetching(self._bucket.get, key_of(segment), start, end)
 
     async def close(self) -> None:
         """Return when no piece is on its way."""
@@ -250,9 +256,13 @@ class Reader:
         spans = self.spans(ref)
         if len(spans) == 1:
             data = await self.piece(spans[0])
-            if len(data) <= INLINE:
-                return unpack(data[RECORD_HEADER:], ref.codec, ref.size)
-            return await self._run(unpack, data[RECORD_HEADER:], ref.codec, ref.size)
+            try:
+                if len(data) <= INLINE:
+                    return unpack(data[RECORD_HEADER:], ref.codec, ref.size)
+                payload = data[RECORD_HEADER:]
+                return await self._run(unpack, payload, ref.codec, ref.size)
+            except SegmentError as e:
+                raise damaged(ref, e) from e
         for again in (True, False):
             parts = [data async for data in self._in_turn(spans)]
             try:
@@ -356,15 +366,6 @@ def check(span: Span, data: bytes, *, content: bool) -> None:
         raise SegmentError("payload has a wrong checksum")
     if content:
         _check_hash(span.ref, bytes(payload))
-
-
-def check_header(header: bytes, ref: BlobRef) -> Record:
-    """Decode a record's header; SegmentError unless it is the ref's."""
-    record = decode_header(header)
-    named = (record.hash, record.store, record.segment, record.length, record.codec)
-    if named != (ref.hash, ref.store, ref.segment, ref.length, ref.codec):
-        raise SegmentError("another record lies there")
-    return record
 
 
 def _heard(task: asyncio.Task[bytes]) -> None:

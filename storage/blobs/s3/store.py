@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -62,12 +63,17 @@ class S3BlobStore:
         self._puts = ThreadPoolExecutor(options.parallel, "blobs-put")
         self._large_puts = ThreadPoolExecutor(_LARGE, "blobs-large")
         self._reads = ThreadPoolExecutor(_READS, "blobs-read")
+        self._work = ThreadPoolExecutor(2, "blobs-work")
         self._slow = ThreadPoolExecutor(1, "blobs-upkeep")
         self._disk = (
             DiskCache(options.cache, options.cache_size) if options.cache else None
         )
         self._reader = Reader(
-            self.bucket, MemoryCache[Key](options.memory), self._disk, self._read_in
+            self.bucket,
+            MemoryCache[Key](options.memory),
+            self._disk,
+            self._run,
+            functools.partial(self._in, self._reads),
         )
         self._packer = Packer(
             self._write,
@@ -96,7 +102,7 @@ class S3BlobStore:
         loop = asyncio.get_running_loop()
         store = await loop.run_in_executor(None, cls, options, clock)
         try:
-            await store._read_in(store._open)
+            await store._in(store._reads, store._open)
         except BaseException:
             await store.close()
             raise
@@ -125,7 +131,13 @@ class S3BlobStore:
         await asyncio.get_running_loop().run_in_executor(None, self._release)
 
     def _release(self) -> None:
-        for pool in (self._puts, self._large_puts, self._reads, self._slow):
+        for pool in (
+            self._puts,
+            self._large_puts,
+            self._reads,
+            self._work,
+            self._slow,
+        ):
             pool.shutdown()
         self.bucket.release()
 
@@ -136,9 +148,9 @@ class S3BlobStore:
             raise MailError(Kind.UNAVAILABLE, "blob store is closed")
         return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
 
-    async def _read_in(self, work: Callable[..., T], *args: object) -> T:
-        """``Offload`` for reads and computing."""
-        return await self._in(self._reads, work, *args)
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
+        """``Offload`` for computing and local files."""
+        return await self._in(self._work, work, *args)
 
     # --- writing ---
 
@@ -149,9 +161,9 @@ class S3BlobStore:
         if self._closed:
             raise MailError(Kind.UNAVAILABLE, "blob store is closed")
         if size >= self.options.large:
-            return await self._put_large(await self._read_in(prepare, chunks))
+            return await self._put_large(await self._run(prepare, chunks))
         if size > INLINE:
-            return await self._packer.put(await self._read_in(prepare, chunks))
+            return await self._packer.put(await self._run(prepare, chunks))
         return await self._packer.put(prepare(chunks, self._compressor))
 
     async def put_file(self, file: BinaryIO, size: int) -> BlobRef:
@@ -160,8 +172,8 @@ class S3BlobStore:
             raise MailError(Kind.UNAVAILABLE, "blob store is closed")
         if size < self.options.large:
             async with self._memory:
-                return await self.put(await self._read_in(_read_all, file, size))
-        return await self._put_large(await self._read_in(_prepare_file, file, size))
+                return await self.put(await self._run(_read_all, file, size))
+        return await self._put_large(await self._run(_prepare_file, file, size))
 
     async def _put_large(self, payload: Payload) -> BlobRef:
         if self._closed:
@@ -193,7 +205,7 @@ class S3BlobStore:
         image = await self._in(self._puts, self._write_packed, payloads)
         PUTS.inc(len(image.refs))
         if self._disk:  # nobody waits for that
-            keeping = asyncio.ensure_future(self._read_in(self._reader.keep, image))
+            keeping = asyncio.ensure_future(self._run(self._reader.keep, image))
             self._keeping.add(keeping)
             keeping.add_done_callback(self._keeping.discard)
         return image.refs
@@ -291,7 +303,7 @@ class S3BlobStore:
         return reports
 
     async def _upkeep(self, work: Callable[..., T], *args: object) -> T:
-        return await self._in(self._slow, _work, work, *args)
+        return await self._in(self._slow, _doing, work, *args)
 
     def stats(self) -> BlobStats:
         """Return what was counted since the store was opened; a sync is a PUT."""
@@ -303,7 +315,7 @@ class S3BlobStore:
         )
 
 
-def _work(work: Callable[..., T], *args: object) -> T:
+def _doing(work: Callable[..., T], *args: object) -> T:
     with _told():
         return work(*args)
 
