@@ -69,7 +69,8 @@ class Child:
             for number in IGNORED:
                 signal.signal(number, signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            die_with(supervisor, f"mailserverd-{self.name}")
+            kind, _, number = self.name.partition("-")
+            die_with(supervisor, f"mailserverd-{kind[0]}{number}")
             logs.name_process(self.name)
             status = body()
         except BaseException:

@@ -85,10 +85,14 @@ def use(ours: daemon.Daemon) -> None:
         assert jmap.ok("Mailbox/get")["list"]
 
 
-def test_the_daemon_does_nothing_that_its_unit_forbids(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_daemon_does_nothing_that_its_unit_forbids(
+    tmp_path: pathlib.Path, workers: int
+) -> None:
     """The trace of a daemon in use, held against the unit."""
     trace = tmp_path / "trace"
     ours = daemon.make(tmp_path / "ours", f"{ALICE}:{PASSWORD}")
+    ours.override(f"[server]\nworkers = {workers}\n")
     try:
         ours.start(wrapper=("strace", "-D", "-f", "-s", "0", "-o", str(trace)))
         use(ours)
