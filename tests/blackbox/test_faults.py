@@ -6,6 +6,8 @@ import concurrent.futures
 import dataclasses
 import os
 import socket
+import time
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -163,14 +165,7 @@ def test_a_shard_with_corrupt_pages_is_a_temporary_error(world: World) -> None:
     world.ours.start()
     code, text = world.deliver("refused", ALICE)
     assert (code, text[:5]) == (451, "4.3.0"), text
-    with world.imap(ALICE) as imap:
-        replies = [
-            imap.run("SELECT INBOX")[0],
-            imap.run('LIST "" *')[0],
-            imap.run("STATUS INBOX (MESSAGES)")[0],
-            imap.append(message("refused")),
-        ]
-    assert all(reply.startswith(TEMPORARY) for reply in replies), replies
+    assert refused_login(world, ALICE).startswith(b"NO [UNAVAILABLE]")
     with world.jmap(ALICE) as jmap:
         for name in ("Mailbox/get", "Email/query", "Thread/get"):
             arguments = {} if name == "Email/query" else {"ids": None}
@@ -182,15 +177,82 @@ def test_a_shard_with_corrupt_pages_is_a_temporary_error(world: World) -> None:
     assert any("shard-0" in fault for fault in world.faults())
 
 
-def test_a_shard_that_is_no_database_is_named_at_start(world: World) -> None:
+# --- a shard that is not there -------------------------------------------------------
+
+
+def in_time(call: Callable[[], Any], limit: float = 5.0) -> Any:
+    """Make a call that a shard elsewhere must not hold up."""
+    began = time.monotonic()
+    result = call()
+    assert time.monotonic() - began < limit, result
+    return result
+
+
+def test_a_shard_that_is_down_at_start_is_waited_for(world: World) -> None:
+    """Its accounts get temporary errors and their mail later; nobody else notices."""
+    for user in (ALICE, BOB):
+        assert world.deliver("before", user)[0] == 250
     world.ours.stop()
-    world.ours.engine.ruin(world.data, "shard-1")
+    with world.ours.engine.hidden(world.data, "shard-0"):
+        world.ours.start()
+        assert in_time(lambda: world.subjects(BOB)) == ["before"]
+        code, text = in_time(lambda: world.deliver("refused", ALICE))
+        assert (code, text[:5]) == (451, "4.3.0"), text
+        assert in_time(lambda: world.deliver("for both", ALICE, BOB))[0] == 250
+        assert in_time(lambda: world.deliver("for one", BOB))[0] == 250
+        assert world.subjects(BOB) == ["before", "for both", "for one"]
+        assert refused_login(world, ALICE).startswith(b"NO [UNAVAILABLE]")
+        with world.jmap(ALICE) as jmap:
+            for name in ("Mailbox/get", "Email/query", "Email/changes"):
+                arguments = {"sinceState": "1-1"} if name == "Email/changes" else {}
+                said, answer = jmap.call(name, **arguments)
+                assert (said, answer["type"]) == ("error", "serverUnavailable"), name
+        new = f"carol@example.test:{PASSWORD}"
+        assert world.ours.command("account", "add", new)["shard"] == 1
+        assert_shown_as_down(world, "shard-0")
+    eventually(lambda: not is_refused(world, ALICE), limit=60)
+    eventually(lambda: world.subjects(ALICE) == ["before", "for both"], limit=60)
+    assert world.deliver("after", ALICE)[0] == 250
+    assert world.subjects(ALICE) == ["before", "for both", "after"]
+    assert world.faults() == []
+    names = [e["event"] for e in world.ours.events() if e.get("database") == "shard-0"]
+    assert names.count("database-down") == 1, names  # not at every try
+    assert names.count("database-up") == 1
+
+
+def refused_login(world: World, user: str) -> bytes:
+    with Imap(world.ours.port(143)) as imap:
+        return imap.run(f'LOGIN {user} "{PASSWORD}"')[0]
+
+
+def is_refused(world: World, user: str) -> bool:
+    return not refused_login(world, user).startswith(b"OK")
+
+
+def assert_shown_as_down(world: World, name: str) -> None:
+    rows = {row["name"]: row for row in world.ours.command(
+        "storage", "status", check=False)}  # fmt: skip
+    assert [row["name"] for row in rows.values() if row["problem"]] == [name]
+    assert any(name in fault for fault in world.faults())
+    where = f"http://127.0.0.1:{world.ours.port(9090)}"
+    with urllib.request.urlopen(f"{where}/readyz", timeout=10) as answer:
+        assert f"ok, {name} down".encode() in answer.read()
+    gauge = f'mailserverd_database_up{{database="{name}"}} 0.0'
+    with urllib.request.urlopen(f"{where}/metrics", timeout=10) as answer:
+        assert gauge.encode() in answer.read()
+
+
+@pytest.mark.parametrize("name", ["directory", "queue"])
+def test_without_the_directory_or_the_queue_there_is_no_start(
+    world: World, name: str
+) -> None:
+    world.ours.stop()
+    world.ours.engine.ruin(world.data, name)
     world.ours.start(wait=False)
     assert world.ours.process is not None
     assert world.ours.process.wait(30) == os.EX_TEMPFAIL
     world.ours.process = None
-    last = world.ours.log().splitlines()[-1]
-    assert last.startswith(f"mailserverd: cannot open {world.shard(1)}: "), last
+    assert world.ours.log().splitlines()[-1].startswith("mailserverd: ")
 
 
 # --- missing blobs -------------------------------------------------------------------
@@ -224,11 +286,14 @@ def test_a_missing_segment_hurts_its_messages_alone(world: World) -> None:
         blobs = {email["subject"]: email["blobId"] for email in got["list"]}
         assert jmap.download(blobs["first"])[0] == 200
         assert jmap.download(blobs["large"])[0] in {500, 503}
-        said, answer = jmap.call(
-            "Email/get", ids=ids, properties=["bodyValues"], fetchAllBodyValues=True
-        )
-        assert said == "error", answer
-        assert answer["type"] == "serverUnavailable", answer
+        bodies = {"properties": ["subject", "bodyValues"], "fetchAllBodyValues": True}
+        shown = jmap.ok("Email/get", ids=ids, **bodies)["list"]
+        cut = {e["subject"]: [v["isTruncated"] for v in e["bodyValues"].values()]
+               for e in shown}  # fmt: skip
+        assert cut == {"first": [False], "large": [True], "last": [False]}
+        (large_id,) = [e["id"] for e in shown if e["subject"] == "large"]
+        said, answer = jmap.call("Email/get", ids=[large_id], **bodies)
+        assert (said, answer["type"]) == ("error", "serverUnavailable"), answer
     assert world.deliver("new", ALICE)[0] == 250
     assert any("blob" in fault for fault in world.faults())
 

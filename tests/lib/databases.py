@@ -94,6 +94,17 @@ class Sqlite:
         """Leave no database where one was."""
         (directory / f"{name}.db").write_bytes(b"not a database" * 1000)
 
+    @contextlib.contextmanager
+    def hidden(self, directory: pathlib.Path, name: str) -> Iterator[None]:
+        """Let a database that nobody has open be none for a while."""
+        path, away = directory / f"{name}.db", directory / f"{name}.away"
+        path.rename(away)
+        self.ruin(directory, name)
+        try:
+            yield
+        finally:
+            away.replace(path)
+
     def close(self) -> None:
         """Remove what was made: pytest does."""
 
@@ -167,6 +178,16 @@ class Postgresql:
     def ruin(self, directory: pathlib.Path, name: str) -> None:
         """Leave no database where one was."""
         self.cluster.drop(self._names[directory / name])
+
+    @contextlib.contextmanager
+    def hidden(self, directory: pathlib.Path, name: str) -> Iterator[None]:
+        """Let a database that nobody has open be none for a while."""
+        here = self._names[directory / name]
+        self.cluster.sql(f'ALTER DATABASE "{here}" RENAME TO "{here}_away"')
+        try:
+            yield
+        finally:
+            self.cluster.sql(f'ALTER DATABASE "{here}_away" RENAME TO "{here}"')
 
     def close(self) -> None:
         """Remove what was made."""
