@@ -60,9 +60,9 @@ def text(address: tuple[str, str]) -> str:
 
 
 def _octets(local: str) -> int:
-    """Return the length in UTF-8; 0 when it has none (lone surrogates)."""
+    """Return the length in UTF-8; 0 when nobody has it (NUL, lone surrogates)."""
     try:
-        return len(local.encode())
+        return 0 if "\0" in local else len(local.encode())
     except UnicodeEncodeError:
         return 0
 

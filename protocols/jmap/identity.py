@@ -83,6 +83,9 @@ def checked(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     values: dict[str, Any] = {}
     wrong: list[str] = []
     for name, value in given.items():
+        if isinstance(value, str) and "\0" in value:  # no database holds it as text
+            wrong.append(name)
+            continue
         try:
             values[name] = CHECKS[name](value)
         except (Bad, KeyError):

@@ -140,7 +140,7 @@ def enqueue(tx: Tx, _account: int, new: NewQueued) -> str:
             "body": new.body.value,
             "ret": new.ret,
             "envid": new.envid,
-            "message_id": new.message_id,
+            "message_id": new.message_id.replace("\0", ""),  # for people to read
             "origin": new.origin,
             "open": len(new.recipients),
             "finished": 0 if new.recipients else now,

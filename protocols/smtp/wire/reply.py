@@ -93,7 +93,8 @@ class ReplyReader:
         if len(self._lines) >= MAX_LINES:
             raise ReplyError("a reply of too many lines")
         self._code = code
-        self._lines.append((match[3] or b"").decode("utf-8", "replace"))
+        text = (match[3] or b"").replace(b"\0", b"?")  # no database holds it as text
+        self._lines.append(text.decode("utf-8", "replace"))
         if match[2] == b"-":
             return None
         lines, self._lines = self._lines, []

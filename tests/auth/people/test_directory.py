@@ -51,7 +51,7 @@ async def targets(p: People, address: str) -> list[tuple[int, str]] | None:
     return [(t.account, t.detail) for t in found.targets] if found else None
 
 
-def test_case_quotes_and_tags(tmp_path: pathlib.Path) -> None:
+def test_case_quotes_and_tags(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         for address, detail in (
             ("alice@example.org", ""),
@@ -65,10 +65,10 @@ def test_case_quotes_and_tags(tmp_path: pathlib.Path) -> None:
         ):
             assert await targets(p, address) == [(1, detail)], address
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_tricks_do_not_resolve(tmp_path: pathlib.Path) -> None:
+def test_tricks_do_not_resolve(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         for address in (
             "",
@@ -95,19 +95,19 @@ def test_tricks_do_not_resolve(tmp_path: pathlib.Path) -> None:
         assert not await p.directory.is_local("other.example")
         assert await p.directory.is_local("EXAMPLE.org")
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_tags_can_be_switched_off(tmp_path: pathlib.Path) -> None:
+def test_tags_can_be_switched_off(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         assert await p.directory.resolve("alice+x@example.org") is None
         assert await targets(p, "alice@example.org") == [(1, "")]
 
-    run(tmp_path, scenario, addressing=Addressing(separator=""))
+    run(place, scenario, addressing=Addressing(separator=""))
 
 
 def test_aliases_nest_pass_tags_and_name_each_target_once(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def scenario(p: People) -> None:
         await alias(p, "bob2@example.org", "bob@example.org")
@@ -125,10 +125,10 @@ def test_aliases_nest_pass_tags_and_name_each_target_once(
             (Target(1, "team"), Target(2, "tag")), ("x@else.example",)
         )
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_alias_cycles_are_refused_and_harmless(tmp_path: pathlib.Path) -> None:
+def test_alias_cycles_are_refused_and_harmless(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         await alias(p, "a@example.org", "b@example.org")
         with pytest.raises(MailError) as caught:
@@ -142,10 +142,10 @@ def test_alias_cycles_are_refused_and_harmless(tmp_path: pathlib.Path) -> None:
         await alias(p, "c@example.org", "a+y@example.org")
         assert await p.directory.resolve("a@example.org") is None
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_alias_depth_is_limited_not_cut(tmp_path: pathlib.Path) -> None:
+def test_alias_depth_is_limited_not_cut(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         await alias(p, "d0@example.org", "alice@example.org")
         for n in range(1, 14):
@@ -155,10 +155,10 @@ def test_alias_depth_is_limited_not_cut(tmp_path: pathlib.Path) -> None:
             await p.directory.resolve("d13@example.org")
         assert caught.value.kind is Kind.LIMIT
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_postmaster_and_abuse_exist_everywhere(tmp_path: pathlib.Path) -> None:
+def test_postmaster_and_abuse_exist_everywhere(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         await p.accounts.domain_add("empty.example")
         for address in (
@@ -178,18 +178,18 @@ def test_postmaster_and_abuse_exist_everywhere(tmp_path: pathlib.Path) -> None:
         assert await targets(p, "postmaster@example.org") == [(1, "")]
         assert await targets(p, "abuse@example.org") == [(2, "")]
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_a_configured_postmaster_gets_it_all(tmp_path: pathlib.Path) -> None:
+def test_a_configured_postmaster_gets_it_all(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         for address in ("postmaster", "abuse@example.org"):
             assert await targets(p, address) == [(2, "")]
 
-    run(tmp_path, scenario, addressing=Addressing(postmaster="bob@example.org"))
+    run(place, scenario, addressing=Addressing(postmaster="bob@example.org"))
 
 
-def test_senders_use_their_own_addresses_only(tmp_path: pathlib.Path) -> None:
+def test_senders_use_their_own_addresses_only(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         await p.accounts.alias_add("sales@example.org", ["alice@example.org"])
         may = p.directory.may_send_as
@@ -203,11 +203,11 @@ def test_senders_use_their_own_addresses_only(tmp_path: pathlib.Path) -> None:
         for address in ("bob@example.org", "", "alice", "alice@other.example"):
             assert not await may(1, address), address
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
 def test_cached_answers_cost_microseconds_and_changes_show_at_once(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(p: People) -> None:
         found = await p.directory.resolve("alice@example.org")
@@ -222,17 +222,17 @@ def test_cached_answers_cost_microseconds_and_changes_show_at_once(
         assert await targets(p, "carol@example.org") == [(3, "")]
         assert p.directory.shard_of(3) == 0
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_another_process_is_noticed_within_the_poll(tmp_path: pathlib.Path) -> None:
+def test_another_process_is_noticed_within_the_poll(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         check = p.authenticator.check_password
         who = await check(
             "alice@example.org", SECRET.encode(), peer="192.0.2.1", protocol="imap"
         )
         assert await targets(p, "alice@example.org") == [(1, "")]
-        other = sqlite3.connect(tmp_path / "directory.db")
+        other = sqlite3.connect(place / "directory.db")
         with other:
             other.execute("UPDATE directory_state SET version = version + 1")
             (version,) = other.execute("SELECT version FROM directory_state").fetchone()
@@ -251,13 +251,13 @@ def test_another_process_is_noticed_within_the_poll(tmp_path: pathlib.Path) -> N
         with pytest.raises(MailError):
             p.directory.shard_of(1)
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_watch_notices_without_being_asked(tmp_path: pathlib.Path) -> None:
+def test_watch_notices_without_being_asked(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         task = asyncio.create_task(p.directory.watch())
-        other = sqlite3.connect(tmp_path / "directory.db")
+        other = sqlite3.connect(place / "directory.db")
         with other:
             other.execute("UPDATE directory_state SET version = version + 1")
             other.execute(
@@ -274,36 +274,36 @@ def test_watch_notices_without_being_asked(tmp_path: pathlib.Path) -> None:
                 await asyncio.sleep(0.01)
         task.cancel()
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_unknown_accounts_have_no_shard(tmp_path: pathlib.Path) -> None:
+def test_unknown_accounts_have_no_shard(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         for account in (-1, 0, 3, 10**9):
             with pytest.raises(MailError) as caught:
                 p.directory.shard_of(account)
             assert caught.value.kind is Kind.NOT_FOUND
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_a_copied_shard_is_refused(tmp_path: pathlib.Path) -> None:
+def test_a_copied_shard_is_refused(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         with pytest.raises(MailError) as caught:
             Directory(p.directory._database, p.clock, [b"x" * 16, b"x" * 16])
         assert "copy" in caught.value.text
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_dkim_keys_are_there_and_can_sign(tmp_path: pathlib.Path) -> None:
+def test_dkim_keys_are_there_and_can_sign(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         keys = await p.directory.dkim_keys("Example.org")
         assert {key.algorithm for key in keys} == {"rsa", "ed25519"}
         assert all("PRIVATE KEY" in key.pem for key in keys)
         assert await p.directory.dkim_keys("other.example") == ()
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +319,7 @@ def test_dkim_keys_are_there_and_can_sign(tmp_path: pathlib.Path) -> None:
         ('"@x.example', None),
         ("x" * 65 + "@x.example", None),
         ("a@" + "x" * 64 + ".example", None),
+        ("a\0b@x.example", None),
         ("", None),
     ],
 )

@@ -42,6 +42,7 @@ async def test_identities(jmap):
         "b": {"email": BOB},
         "c": {},
         "d": {"email": ALICE, "mayDelete": True, "name": 5, "x": 1},
+        "e": {"email": ALICE, "textSignature": "a\0b"},
     }
     made = await jmap.call("Identity/set", create=create)
     new = made["created"]["a"]["id"]
@@ -51,6 +52,7 @@ async def test_identities(jmap):
     assert refused["b"]["type"] == "forbiddenFrom"
     assert refused["c"]["properties"] == ["email"]
     assert sorted(refused["d"]["properties"]) == ["mayDelete", "name", "x"]
+    assert refused["e"]["properties"] == ["textSignature"]
     changes = await jmap.call("Identity/changes", sinceState=got["state"])
     assert changes["created"] == [new]
     update = {

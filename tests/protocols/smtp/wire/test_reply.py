@@ -38,6 +38,10 @@ def test_enhanced_codes_stand_on_every_line() -> None:
     assert ReplyReader().feed(reply.encode()) == [reply]
 
 
+def test_a_nul_of_a_peer_is_not_kept() -> None:
+    assert ReplyReader().feed(b"550 no\0body\r\n") == [Reply(550, "", "no?body")]
+
+
 def test_an_enhanced_code_of_another_class_is_text() -> None:
     assert ReplyReader().feed(b"250 5.1.1 odd\r\n") == [Reply(250, "", "5.1.1 odd")]
     assert ReplyReader().feed(b"250 2.1.1234 odd\n") == [Reply(250, "", "2.1.1234 odd")]
