@@ -41,6 +41,14 @@ ENGINES = {
     ("cache", "memory"): "storage.cache.memory:open_cache",
 }
 
+FOR_NODES = {POSTGRESQL}  # schemes that several nodes may use at the same time
+
+
+def for_nodes(url: str) -> bool:
+    """Return whether several nodes may work on what ``url`` names: they have to agree
+    then on who does background work."""
+    return url.partition(":")[0] in FOR_NODES
+
 
 def constructor(role: str, url: str) -> Callable[..., Any]:
     """Return what builds the engine that ``url`` names; INVALID when there is none."""

@@ -20,6 +20,7 @@ from mailserverd.services.figures import counted_here, watch_queue
 from mailserverd.services.health import shards_that_fail, watch
 from mailserverd.services.identities import Identities
 from mailserverd.services.indexer import Indexer
+from mailserverd.services.leader import Leader
 from mailserverd.services.mailboxes import Mailboxes
 from mailserverd.services.messages import Messages
 from mailserverd.services.pruning import Pruning
@@ -32,7 +33,7 @@ from mailserverd.services.submission import Submission, SubmissionLimits
 from mailserverd.services.submissions import Submissions
 from mailserverd.services.upkeep import Upkeep
 from protocols.smtp.delivery import SmtpDialer
-from storage.engines import open_bus, open_cache, open_search
+from storage.engines import for_nodes, open_bus, open_cache, open_search
 from storage.metadata import accounts as units
 from storage.metadata.queue import MailQueue
 
@@ -94,6 +95,7 @@ class Graph:
     collector: Collector
     upkeep: Upkeep
     counted: Callable[[], Awaitable[Counted]]
+    nodes: bool  # other nodes may work on the same databases
 
     async def recover(self) -> None:
         """Finish what a crash left, before anything is served."""
@@ -112,16 +114,29 @@ class Graph:
         return {"directory": self.stores.directory.watch}
 
     def background(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """Return what runs in one process, by name."""
-        return {
+        """Return what runs in one process, by name; of some of it, in one of all nodes.
+
+        Each node indexes for itself: the words lie beside it.
+        """
+        once = {
             "acceptances": lambda: self.acceptances.run(self.deliver),
-            "figures": lambda: watch_queue(self.queue, self.clock, self.counted),
-            "health": lambda: watch(self.stores.databases),
             "queue": self.runner.run,
-            "indexer": self.indexer.run,
             "pruning": self.pruning.watch,
             "collector": self.collector.watch,
         }
+        return {
+            "figures": lambda: watch_queue(self.queue, self.clock, self.counted),
+            "health": lambda: watch(self.stores.databases),
+            "indexer": self.indexer.run,
+        } | {name: self._led(name, work) for name, work in once.items()}
+
+    def _led(
+        self, name: str, work: Callable[[], Awaitable[None]]
+    ) -> Callable[[], Awaitable[None]]:
+        """Return work that is done while this node holds its lease in the queue."""
+        if not self.nodes:
+            return work
+        return lambda: Leader(self.stores.queue_db, name, self.clock).run(work)
 
     def checks(self) -> dict[str, Callable[[], Awaitable[object]]]:
         """Return what ``/readyz`` asks."""
@@ -286,5 +301,6 @@ def build(
             stores.shard_dbs, queue, blobs, clock, missing=stores.directory.elsewhere
         ),
         counted=parts.counted,
+        nodes=for_nodes(settings.storage.queue),
         upkeep=Upkeep(stores.directory, store, queue, blobs, changes, index.drop),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,7 @@ from mailserverd.settings import read
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from mailserverd.app.graph import Graph
     from mailserverd.settings import Settings
@@ -84,5 +85,37 @@ def test_mail_given_to_the_queue_expires_as_now_configured(
                 sent = await graph.submission.submit(access, envelope, MESSAGE)
                 queued = (await graph.queue.show(sent.queue_id)).message
                 assert queued.expires - queued.created == days * 86400
+
+    asyncio.run(main())
+
+
+def test_one_of_several_nodes_works_in_the_background(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "mailserverd.toml").write_text(TEXT)
+
+    async def main() -> None:
+        async with graphs(read(tmp_path / "mailserverd.toml")) as graph:
+            graph.nodes = True
+            begun: asyncio.Queue[str] = asyncio.Queue()
+
+            async def work(name: str) -> None:
+                begun.put_nowait(name)
+                await asyncio.Event().wait()
+
+            async with asyncio.TaskGroup() as group:
+                nodes = []
+                for name in ("one", "other"):
+                    graph.runner.run = functools.partial(work, name)  # type: ignore[method-assign]
+                    run = graph.background()["queue"]
+                    nodes.append(group.create_task(_run(run)))
+                first = await begun.get()
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(begun.get(), 0.2)
+                nodes[("one", "other").index(first)].cancel()
+                assert await begun.get() != first  # it takes over
+                for node in nodes:
+                    node.cancel()
+
+    async def _run(work: Callable[[], Awaitable[None]]) -> None:
+        await work()
 
     asyncio.run(main())
