@@ -176,6 +176,9 @@ class SeaweedFS:
         """End the process and remove everything."""
         self.stop(signal.SIGKILL)
         shutil.rmtree(self.home, ignore_errors=True)
+        for port in (self.port, *self._ports.values()):
+            for socket in pathlib.Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket.unlink(missing_ok=True)
 
 
 @functools.cache
