@@ -69,8 +69,8 @@ class Child:
             for number in IGNORED:
                 signal.signal(number, signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            kind, _, number = self.name.partition("-")
-            die_with(supervisor, f"mailserverd-{kind[0]}{number}")
+            kind, _, place = self.name.partition("-")
+            die_with(supervisor, f"mailserverd-{kind[0]}{place}")
             logs.name_process(self.name)
             status = body()
         except BaseException:

@@ -108,14 +108,16 @@ async def obey(channel: Channel, role: Role, common: Common) -> int:
     inbox = Orders(channel, common.sockets)
     try:
         await role.open()
-    except MailError as error:
-        channel.send(orders.Failed(error))
+    except (MailError, CertificateError) as error:
+        channel.send(orders.Failed(_told(error)))
         return os.EX_TEMPFAIL
     channel.send(orders.Ready())
     while not isinstance(order := await inbox.next(), orders.Close):
         answer = await _carry_out(order, role, common)
         if answer is not None:
             channel.send(answer)
+        if isinstance(answer, orders.Failed):
+            return os.EX_TEMPFAIL
     await role.close()
     return os.EX_OK
 
@@ -126,7 +128,7 @@ async def _carry_out(order: object, role: Role, common: Common) -> object:
             try:
                 await role.serve()
             except (ListenError, CertificateError) as error:
-                return orders.Failed(MailError(Kind.UNAVAILABLE, str(error)))
+                return orders.Failed(_told(error))
             return orders.Serving()
         case orders.Apply(settings):
             return await _apply(settings, role, common)
@@ -137,6 +139,12 @@ async def _carry_out(order: object, role: Role, common: Common) -> object:
             await role.drain()
             return orders.Drained()
     return None
+
+
+def _told(error: Exception) -> MailError:
+    if isinstance(error, MailError):
+        return error
+    return MailError(Kind.UNAVAILABLE, str(error))
 
 
 async def _apply(settings: Settings, role: Role, common: Common) -> object:

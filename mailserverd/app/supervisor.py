@@ -367,6 +367,8 @@ class Supervisor:
                 child.send(orders.Sockets(addresses), tuple(fd for _, fd in part))
             if child.send(orders.Apply(fresh)):
                 self._applying.add(child.name)
+            else:
+                self._applied(child, "cannot be told")
         self._sockets.keep(one.address for one in fresh.listener)
         if not self._applying:
             self._reloaded()

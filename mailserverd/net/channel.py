@@ -35,8 +35,11 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: object, descriptors: Sequence[int] = ()) -> bool:
-        """Send; False when the other end is gone, or has not read for long."""
+        """Send; False when the other end is gone or has not read for long, or the
+        message is larger than ``LARGEST``."""
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        if len(data) > LARGEST:
+            return False
         try:
             socket.send_fds(self._socket, [data], list(descriptors))
         except OSError:
