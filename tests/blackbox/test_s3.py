@@ -96,6 +96,12 @@ def test_mail_is_packed_and_read_through_every_door_and_after_a_restart(
     assert world.deliver("large", 6_000_000)[0] == 250
     sent = {message(token) for token in tokens} | {message("large", 6_000_000)}
 
+    stats = world.ours.command("storage", "blobs", "stats")
+    assert stats["segments"] == world.objects()
+    assert stats["live_records"] == stats["records"] == stats["puts"] == len(sent)
+    assert stats["syncs_per_put"] < 0.3
+    assert world.ours.command("storage", "blobs", "verify")["damage"] == []
+
     before = world.proxy.count("GET", "segments")
     assert world.bodies() == sent
     assert world.proxy.count("GET", "segments") == before  # all from the cache

@@ -13,8 +13,12 @@ import http.server
 import socket
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from tests.lib.ports import free_port
+
+if TYPE_CHECKING:
+    import ssl
 
 HOW = {
     "drop",  # the connection is closed before the request goes on
@@ -48,12 +52,16 @@ class Harm:
 
 
 class Proxy:
-    """Listens on ``port`` while open; ``seen`` holds (method, path, Range)."""
+    """Listens on ``port`` while open; ``seen`` holds (method, path, Range).
 
-    def __init__(self, upstream: int) -> None:
+    With ``tls`` it speaks HTTPS.
+    """
+
+    def __init__(self, upstream: int, tls: ssl.SSLContext | None = None) -> None:
         self.upstream = upstream
         self.port = free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self._tls = tls
         self.seen: list[tuple[str, str, str]] = []
         self._harms: list[Harm] = []
         self._lock = threading.Lock()
@@ -77,6 +85,10 @@ class Proxy:
         self._server = http.server.ThreadingHTTPServer(
             ("127.0.0.1", self.port), Handler
         )
+        if self._tls:
+            self._server.socket = self._tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:

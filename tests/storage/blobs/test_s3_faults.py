@@ -5,9 +5,11 @@ import dataclasses
 import io
 import itertools
 import os
+import ssl
 
 import pytest
 
+from mailserverd.cli.selfsigned import self_signed
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
 from storage.blobs.s3 import bucket
@@ -326,6 +328,30 @@ def test_credentials_are_found_in_the_environment(options, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     text = opening_fails(dataclasses.replace(options, credentials=""))
     assert "found by boto3 (env)" in text
+
+
+def test_the_way_may_be_encrypted_and_the_certificate_is_checked(
+    options, monkeypatch, tmp_path
+):
+    for name in ("certificate", "other"):
+        certificate, key = self_signed("s3.example.test")
+        (tmp_path / name).write_bytes(certificate + key)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "certificate")
+    with Proxy(seaweedfs.site().port, tls) as proxy:
+        through = dataclasses.replace(options, endpoint=proxy.endpoint)
+
+        async def work(store):
+            proxy.harm("PUT", "cut answer", times=2)
+            refs = await asyncio.gather(store.put(MESSAGE), store.put(LARGE))
+            assert await store.read(refs[0]) == MESSAGE
+            assert await store.read(refs[1]) == LARGE
+            assert segments(options) == 2
+
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "certificate"))
+        on(through, work)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "other"))
+        assert "cannot be reached (SSLError)" in opening_fails(through)
 
 
 def test_a_service_that_cannot_be_reached_is_named():
