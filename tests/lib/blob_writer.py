@@ -1,10 +1,12 @@
 """A process that stores blobs until it is killed, and says which were acknowledged.
 
-``python -m tests.lib.blob_writer DIRECTORY PRODUCERS COUNT``: after each put one line
-``ack SEED SEGMENT OFFSET LENGTH SIZE HASH STORE`` on standard output.
+``python -m tests.lib.blob_writer DIRECTORY PRODUCERS COUNT [shared]``: after each put
+one line ``ack SEED SEGMENT OFFSET LENGTH SIZE HASH STORE`` on standard output.  With
+``shared`` others may write to the same directory.
 """
 
 import asyncio
+import dataclasses
 import itertools
 import os
 import random
@@ -15,6 +17,7 @@ from storage.blobs.file import FileBlobStore, Options
 from storage.model import BlobRef
 
 OPTIONS = Options(segment_size=100_000, large=60_000, compression=1)
+SHARED = dataclasses.replace(OPTIONS, exclusive=False)
 
 
 def content(seed):
@@ -35,9 +38,9 @@ def parse(line):
     return int(seed), ref
 
 
-async def main(directory, producers, count):
+async def main(directory, producers, count, options):
     configure()
-    store = await FileBlobStore.open(directory, OPTIONS)
+    store = await FileBlobStore.open(directory, options)
     start = random.randrange(1 << 40)
     seeds = iter(range(start, start + count)) if count else itertools.count(start)
 
@@ -54,4 +57,5 @@ async def main(directory, producers, count):
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    how = SHARED if sys.argv[4:] == ["shared"] else OPTIONS
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), how))

@@ -187,14 +187,24 @@ class Layout:
             self.files.close(fd)
 
     def claim(self, segment: int) -> int:
-        """Open an ``.open`` file that no living process writes; -1 otherwise."""
-        fd = self.files.open(self.path(segment, OPEN), write=True)
+        """Open an ``.open`` file that no living process writes; -1 otherwise.
+
+        Its writer may have sealed or dropped it since it was listed, even between
+        our opening and locking it.
+        """
+        path = self.path(segment, OPEN)
+        try:
+            fd = self.files.open(path, write=True)
+        except FileNotFoundError:
+            return -1
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.files.close(fd)
-            return -1
-        return fd
+            if os.path.samestat(os.stat(path), os.fstat(fd)):
+                return fd
+        except OSError:  # it is locked, or no longer there
+            pass
+        self.files.close(fd)
+        return -1
 
     def open_segment(self, segment: int) -> int:
         """Open a segment for reading; FileNotFoundError when there is none."""
