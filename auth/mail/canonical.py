@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Iterator
+    from typing import TypeAlias
 
-    Octets = bytes | memoryview | mmap.mmap  # a message, in memory or spooled
+    # a message, wherever it is
+    Octets: TypeAlias = "bytes | memoryview | mmap.mmap | Joined"
 
 PIECE = 1 << 20
 LINE_SEARCH = 1 << 16
@@ -26,6 +28,25 @@ _TAG_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9_]*")
 _ODD_SPACE = re.compile(rb"[\x0b\x0c]|\r(?!\n)|(?<!\r)\n")
 _WSP_RUN = re.compile(rb"(?:(?:\r\n)?[ \t])+")
 WSP = b" \t\r\n"
+
+
+class Joined:
+    """A message whose header is in memory, and its body behind that of another."""
+
+    def __init__(self, header: bytes, source: bytes | mmap.mmap, start: int) -> None:
+        self.header = header
+        self.source = source
+        self.start = start  # of the body in ``source``
+
+    def __len__(self) -> int:
+        return len(self.header) + len(self.source) - self.start
+
+    def __getitem__(self, part: slice) -> bytes:
+        """Return octets; only slices without a step, and none from the end."""
+        first, last, _ = part.indices(len(self))
+        shift = self.start - len(self.header)
+        body = self.source[max(first + shift, self.start) : max(last + shift, 0)]
+        return self.header[first:last] + body
 
 
 class Header(NamedTuple):

@@ -14,6 +14,7 @@ from mailserverd.mail.encode import ComposeError
 from mailserverd.mail.headers import email_of, header_end, iter_fields
 
 if TYPE_CHECKING:
+    import mmap
     import random
     from collections.abc import Callable
 
@@ -41,9 +42,18 @@ def complete(
         raise ComposeError("message contains NUL")
     raw = crlf(raw)
     end = header_end(raw)
-    if end > MAX_HEADER:
+    return complete_header(raw[:end], now, hostname, rng) + raw[end:]
+
+
+def complete_header(
+    block: bytes, now: float, hostname: str, rng: random.Random | None = None
+) -> bytes:
+    """Do as ``complete`` with a header block alone, the blank line included.
+
+    Its line ends are CRLF, and it holds no NUL.
+    """
+    if len(block) > MAX_HEADER:
         raise ComposeError("header is too long")
-    block = raw[:end]
     fields = list(iter_fields(block))
     kept = _checked(block, fields)
     lines = [block[field.start : field.end] for field in kept]
@@ -54,7 +64,7 @@ def complete(
         lines.append(f"Date: {format_date(now)}\r\n".encode())
     if b"message-id" not in names:
         lines.append(f"Message-ID: <{new_message_id(now, hostname, rng)}>\r\n".encode())
-    return b"".join([*lines, b"\r\n", raw[end:]])
+    return b"".join([*lines, b"\r\n"])
 
 
 def _checked(block: bytes, fields: list[Field]) -> list[Field]:
@@ -84,7 +94,7 @@ def _check_authors(value: bytes, name: str) -> None:
         raise ComposeError(f"{name} names no address")
 
 
-def from_addresses(raw: bytes) -> list[str]:
+def from_addresses(raw: bytes | mmap.mmap) -> list[str]:
     """Return every address that the header names as author or sender.
 
     All mailboxes of all From and Sender fields, groups included, in order; what is

@@ -23,7 +23,7 @@ from mailserverd.services.deliver import Order, Placed
 from mailserverd.services.facts import Facts, read_facts
 from mailserverd.services.notices import Notices
 from mailserverd.services.policy import Action, Arrival, Verdict, evaluate
-from mailserverd.services.spool import Spool
+from mailserverd.services.spool import Spool, drop_pages
 from storage.metadata.deliver import add_email, quota
 from storage.model import AddEmail
 
@@ -212,7 +212,7 @@ class _Spooling:
             return facts.email(await kernel.blobs.put_file(file, len(view)))
         finally:
             file.close()
-            _unmap(view)
+            unmap(view)
 
 
 class Incoming(_Spooling):
@@ -239,7 +239,7 @@ class Incoming(_Spooling):
             try:
                 return await self._accept(raw)
             finally:
-                _unmap(raw)
+                unmap(raw)
         finally:
             self.abort()
 
@@ -250,6 +250,7 @@ class Incoming(_Spooling):
         if header.received > trace.MAX_RECEIVED:
             raise MailError(Kind.MAIL_LOOP, "too many hops: mail loop")
         verdict = await self._judge(raw, header)
+        drop_pages(raw)  # a copy with our header follows
         relay = self._trust.relay
         plan = await self._receive.deliver.plan(envelope.recipients, relay=relay)
         head = b"".join(
@@ -339,7 +340,7 @@ class Appended(_Spooling):
             try:
                 return await self._store(raw)
             finally:
-                _unmap(raw)
+                unmap(raw)
         finally:
             self.abort()
 
@@ -375,7 +376,7 @@ def _receipt(name: str, size: int, placed: Placed) -> Receipt:
     return Receipt(name, size, added, (placed.queue_id,) if placed.queue_id else ())
 
 
-def _unmap(raw: bytes | mmap.mmap) -> None:
+def unmap(raw: bytes | mmap.mmap) -> None:
     """Unmap now what nobody looks at any longer; else the collector does."""
     if not isinstance(raw, bytes):
         with contextlib.suppress(BufferError):

@@ -9,12 +9,13 @@ from auth.mail.dkim import SIGNED, sign
 from auth.mail.keys import load_private_key
 
 if TYPE_CHECKING:
+    from auth.mail.canonical import Octets
     from auth.mail.keys import PrivateKey
     from auth.people.directory import Directory, DkimKey
 
 
 def signatures(
-    message: bytes, domain: str, keys: tuple[DkimKey, ...], now: float
+    message: Octets, domain: str, keys: tuple[DkimKey, ...], now: float
 ) -> bytes:
     """Return the DKIM-Signature fields to put on top of a message.
 

@@ -86,6 +86,26 @@ class Spool:
         """
         return await self._offload(self._rewrite, head, skip)
 
+    async def joined(
+        self, head: bytes, source: mmap.mmap, skip: int
+    ) -> tuple[BinaryIO, mmap.mmap]:
+        """Do as ``rewritten`` with a file that is mapped."""
+        return await self._offload(self._join, head, source, skip)
+
+    def _join(
+        self, head: bytes, source: mmap.mmap, skip: int
+    ) -> tuple[BinaryIO, mmap.mmap]:
+        try:
+            target = _temporary(self._directory)
+            target.write(head)
+            for at in range(skip, len(source), _COPY):
+                target.write(source[at : at + _COPY])
+            target.flush()
+            drop_pages(source)
+            return target, mmap.mmap(target.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise _failure(error) from error
+
     def _rewrite(self, head: bytes, skip: int) -> tuple[BinaryIO, mmap.mmap]:
         assert self._file is not None
         try:
@@ -105,6 +125,12 @@ class Spool:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def drop_pages(raw: bytes | mmap.mmap) -> None:
+    """Let go of the memory that looking at a mapped file took; it can be read again."""
+    if not isinstance(raw, bytes) and hasattr(mmap, "MADV_DONTNEED"):
+        raw.madvise(mmap.MADV_DONTNEED)
 
 
 def _temporary(directory: str | None) -> BinaryIO:

@@ -8,26 +8,30 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from auth.mail.results import without_forged
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from mailserverd.core.names import a_labels
 from mailserverd.core.types import Peer
 from mailserverd.mail.addresses import AddressError, parse
-from mailserverd.mail.compose import complete, from_addresses, strip_headers
+from mailserverd.mail.build import crlf
+from mailserverd.mail.compose import from_addresses
 from mailserverd.services import access as access_check
 from mailserverd.services import trace
 from mailserverd.services.deliver import Order
 from mailserverd.services.facts import read_facts
-from mailserverd.services.receive import Receipt, acceptance_of, name_of
-from mailserverd.services.signing import signatures
-from mailserverd.services.spool import Spool
+from mailserverd.services.outgoing import Job, finished, is_clean, pieces
+from mailserverd.services.receive import Receipt, acceptance_of, name_of, unmap
+from mailserverd.services.spool import Spool, drop_pages
 from storage.queue import Selection, State
 
 if TYPE_CHECKING:
+    import mmap
+
+    from auth.mail.canonical import Joined
     from auth.people.directory import DkimKey
     from mailserverd.core.types import Access, Envelope
     from mailserverd.services.receive import Receive
+    from storage.model import NewEmail
 
 API = Peer(protocol="JMAP")  # of messages that did not come by SMTP
 STATES = {
@@ -57,9 +61,19 @@ class Submitted:
     """
 
     queue_id: str
-    message: bytes  # as sent
+    message: bytes  # as sent; of one that was spooled the header
+    size: int = 0  # of all of it
     delivered: tuple[str, ...] = ()
     name: str = ""  # in Received and the logs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _How:
+    """How a message is submitted; see ``Submission.submit``."""
+
+    key: bytes
+    peer: Peer
+    send_at: float
 
 
 class Submission:
@@ -107,7 +121,7 @@ class Submission:
         self,
         access: Access,
         envelope: Envelope,
-        message: bytes,
+        message: bytes | Spool,
         *,
         key: bytes = b"",
         peer: Peer | None = None,
@@ -120,21 +134,52 @@ class Submission:
         With a ``key`` it is sent once, however often it is submitted.  Before
         ``send_at`` (seconds since the epoch) nothing leaves, and it can be cancelled.
         """
-        envelope = _canonical(envelope)
-        await self._check(access, envelope, message)
+        if isinstance(message, bytes):
+            spool = self.spool()
+            await spool.write(message)
+        else:
+            spool = message
+        try:
+            raw = await self._content(spool)
+            how = _How(key, peer or API, send_at or 0)
+            try:
+                return await self._submit(access, _canonical(envelope), raw, how)
+            finally:
+                unmap(raw)
+        finally:
+            spool.close()
+
+    async def _content(self, spool: Spool) -> bytes | mmap.mmap:
+        """Return what is to be sent; in a file its line ends are CRLF."""
+        raw = await spool.content()
+        if isinstance(raw, bytes) or await self._kernel.offload(is_clean, raw):
+            return raw
+        fresh = self.spool()
+        try:
+            for piece in pieces(raw):
+                await fresh.write(crlf(piece))
+            return await fresh.content()
+        finally:
+            fresh.close()
+            unmap(raw)
+
+    async def _submit(
+        self, access: Access, envelope: Envelope, raw: bytes | mmap.mmap, how: _How
+    ) -> Submitted:
+        await self._check(access, envelope, raw)
         clock = self._kernel.clock
-        acceptance = acceptance_of(key)
+        acceptance = acceptance_of(how.key)
         name = name_of(acceptance)
-        signed = await self._finished(message, peer or API, name)
-        head = trace.return_path(envelope.reverse_path)
-        facts = await read_facts(head + signed, self._kernel.offload)
+        leaving = await self._finished(raw, how.peer, name)
+        drop_pages(raw)  # a copy with our header follows
+        head = trace.return_path(envelope.reverse_path) + leaving.header
         plan = await self._deliver.plan(envelope.recipients, relay=True)
-        blob = await self._kernel.blobs.put((head, signed))
-        later = int(send_at) if send_at and send_at > clock.now() else 0
+        email, sent = await self._keep(leaving, head)
+        later = int(how.send_at) if how.send_at > clock.now() else 0
         placed = await self._deliver.place(
             Order(
                 acceptance=acceptance,
-                email=facts.email(blob),
+                email=email,
                 envelope=envelope,
                 plan=plan,
                 received_at=int(clock.now()),
@@ -149,15 +194,35 @@ class Submission:
             account=access.account,
             sender=envelope.reverse_path,
             recipients=len(envelope.recipients),
-            size=len(signed),
-            message_id=facts.parsed.message_id,
+            size=len(leaving),
+            message_id=email.message_id,
             queue=placed.queue_id,
         )
         delivered = tuple(r for a, r in plan.local if a in placed.added)
-        self._receive.notices.delivered(envelope, delivered, name, signed)
-        return Submitted(placed.queue_id, signed, delivered, name)
+        self._receive.notices.delivered(envelope, delivered, name, sent)
+        return Submitted(placed.queue_id, sent, len(leaving), delivered, name)
 
-    async def _check(self, access: Access, envelope: Envelope, message: bytes) -> None:
+    async def _keep(self, leaving: Joined, head: bytes) -> tuple[NewEmail, bytes]:
+        """Store the message; returns its facts, and as much as is kept in memory."""
+        kernel, source = self._kernel, leaving.source
+        if isinstance(source, bytes):
+            body = source[leaving.start :]
+            facts = await read_facts(head + body, kernel.offload)
+            blob = await kernel.blobs.put((head, body))
+            return facts.email(blob), leaving.header + body
+        spool = self.spool()
+        file, view = await spool.joined(head, source, leaving.start)
+        try:
+            facts = await read_facts(view, kernel.offload)
+            blob = await kernel.blobs.put_file(file, len(view))
+            return facts.email(blob), leaving.header
+        finally:
+            file.close()
+            unmap(view)
+
+    async def _check(
+        self, access: Access, envelope: Envelope, message: bytes | mmap.mmap
+    ) -> None:
         await self.check_sender(access, envelope.reverse_path)
         if len(message) > self.limits.max_size:
             raise MailError(Kind.TOO_LARGE, "message is too large")
@@ -184,7 +249,9 @@ class Submission:
                     error.kind, text, recipients=(recipient.address,)
                 ) from error
 
-    async def _finished(self, message: bytes, peer: Peer, name: str) -> bytes:
+    async def _finished(
+        self, message: bytes | mmap.mmap, peer: Peer, name: str
+    ) -> Joined:
         """Return the message as it leaves: completed, traced and signed."""
         kernel = self._kernel
         now = kernel.clock.now()
@@ -192,11 +259,12 @@ class Submission:
         received = trace.received(
             peer, hostname=kernel.hostname, message_id=name, now=now, authenticated=True
         )
-        job = _Job(message, now, kernel.hostname, domain, keys)
-        signature, completed = await kernel.offload(_complete_and_sign, job)
-        return b"".join((signature, received, completed))
+        job = Job(message, now, kernel.hostname, domain, keys, received)
+        return await kernel.offload(finished, job)
 
-    async def _keys(self, message: bytes) -> tuple[tuple[DkimKey, ...], str]:
+    async def _keys(
+        self, message: bytes | mmap.mmap
+    ) -> tuple[tuple[DkimKey, ...], str]:
         """Return the keys of the author's domain: what DMARC will look at."""
         authors = from_addresses(message)
         domain = a_labels(authors[0].rpartition("@")[2]) if authors else None
@@ -270,39 +338,12 @@ class Outgoing:
 
     async def finish(self) -> Receipt:
         """Submit; MailError as ``Submission.submit``."""
-        try:
-            raw = await self._spool.content()
-            message = raw if isinstance(raw, bytes) else raw[:]
-        finally:
-            self.abort()
         submitted = await self._submission.submit(
-            self._access, self._envelope, message, peer=self._peer
+            self._access, self._envelope, self._spool, peer=self._peer
         )
         queued = (submitted.queue_id,) if submitted.queue_id else ()
-        return Receipt(submitted.name, len(submitted.message), None, queued)
+        return Receipt(submitted.name, submitted.size, None, queued)
 
     def abort(self) -> None:
         """Forget what was written."""
         self._spool.close()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Job:
-    """What ``_complete_and_sign`` works on, in a thread."""
-
-    message: bytes
-    now: float
-    hostname: str
-    domain: str
-    keys: tuple[DkimKey, ...]
-
-
-def _complete_and_sign(job: _Job) -> tuple[bytes, bytes]:
-    """Return (signatures, completed message); INVALID."""
-    try:
-        completed = complete(job.message, job.now, job.hostname)
-    except ValueError as error:
-        raise MailError(Kind.INVALID, str(error)) from None
-    completed = strip_headers(completed, lambda name, _: name == "return-path")
-    completed = without_forged(completed, job.hostname)
-    return signatures(completed, job.domain, job.keys, job.now), completed

@@ -25,6 +25,7 @@ from protocols.jmap.wire.errors import SetError, invalid_properties, set_error
 from storage.model import Column, SubmissionRow
 
 if TYPE_CHECKING:
+    from mailserverd.services.spool import Spool
     from protocols.jmap.method import Arguments, Context
     from protocols.jmap.setting import SetRun
     from protocols.jmap.submission import Wanted
@@ -106,22 +107,25 @@ async def _create(call: SetRun, given: dict[str, Any]) -> SubmissionRow:
     wanted = await _envelope(call, given.get("envelope"), identity, email)
     await _check_addresses(call, wanted, email.size)
     raw = await _message(call, email)
-    row = await call.context.services.submissions.create(
-        call.access,
-        SubmissionRow(
-            submission_id=0,
-            identity_id=identity.identity_id,
-            email_id=email.email_id,
-            thread_id=email.thread_id,
-            envelope=wanted.shown,
-            send_at=_send_at(call, wanted),
-            undo_status=submission.PENDING,
-            queue_id="",
-            delivery_status=b"null",
-        ),
-    )
-    call.writes.wrote(row.modseq)
-    return await _send(call, row, wanted, raw)
+    try:
+        row = await call.context.services.submissions.create(
+            call.access,
+            SubmissionRow(
+                submission_id=0,
+                identity_id=identity.identity_id,
+                email_id=email.email_id,
+                thread_id=email.thread_id,
+                envelope=wanted.shown,
+                send_at=_send_at(call, wanted),
+                undo_status=submission.PENDING,
+                queue_id="",
+                delivery_status=b"null",
+            ),
+        )
+        call.writes.wrote(row.modseq)
+        return await _send(call, row, wanted, raw)
+    finally:
+        raw.close()
 
 
 def _send_at(call: SetRun, wanted: Wanted) -> int:
@@ -187,17 +191,24 @@ async def _check_addresses(call: SetRun, wanted: Wanted, size: int) -> None:
         raise SetError("invalidRecipients", invalidRecipients=unknown)
 
 
-async def _message(call: SetRun, email: EmailRow) -> bytes:
+async def _message(call: SetRun, email: EmailRow) -> Spool:
     limit = call.context.limits.max_size_submission
     if email.size > limit:
         raise SetError("tooLarge", maxSize=limit)
     assert email.blob is not None
-    raw: bytes = await call.context.services.messages.read_blob(email.blob)
-    return raw
+    services = call.context.services
+    spool = services.submission.spool()
+    try:
+        async for chunk in services.messages.stream_blob(email.blob):
+            await spool.write(chunk)
+    except BaseException:
+        spool.close()
+        raise
+    return spool
 
 
 async def _send(
-    call: SetRun, row: SubmissionRow, wanted: Wanted, raw: bytes
+    call: SetRun, row: SubmissionRow, wanted: Wanted, raw: Spool
 ) -> SubmissionRow:
     services = call.context.services
     # numbers are given anew after a restore, which raises the epoch

@@ -13,6 +13,7 @@ from dkim.canonicalization import CanonicalizationPolicy
 
 from auth.mail import canonical
 from auth.mail.canonical import (
+    Joined,
     body_hash,
     parse_tags,
     relax_field,
@@ -150,3 +151,19 @@ def test_hostile_bodies_take_linear_time(body: bytes) -> None:
     before = time.process_time()
     body_hash(b"x" + body + b"\r", 0, relaxed=True)
     assert time.process_time() - before < 1
+
+
+@hypothesis.given(st.binary(max_size=30), st.binary(max_size=30), st.data())
+def test_a_joined_message_is_read_as_one_in_a_piece_is(
+    header: bytes, source: bytes, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, len(source)))
+    joined, whole = Joined(header, source, start), header + source[start:]
+    assert len(joined) == len(whole)
+    first, last = (data.draw(st.integers(0, 70)) for _ in range(2))
+    assert joined[first:last] == whole[first:last]
+    assert joined[:last] == whole[:last]
+    assert split_header(joined) == split_header(whole)
+    at = split_header(whole).body_start
+    hashed = body_hash(joined, at, relaxed=True)
+    assert hashed == body_hash(whole, at, relaxed=True)

@@ -10,6 +10,7 @@ import pytest
 from auth.mail.dkim import verify
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import Access, Envelope, Peer, Recipient
+from mailserverd.services import outgoing, spool
 from mailserverd.services.submission import Submission, SubmissionLimits
 from tests.lib.clock import ManualClock
 from tests.lib.mailhost import MailHost, mail_host
@@ -25,14 +26,14 @@ PHONE = Peer("203.0.113.9", 5, "phone.local", "TLSv1.3", "ESMTPSA")
 
 
 def run(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
     steps: Callable[[MailHost, Submission, Access], Awaitable[None]],
     **how: Any,
 ) -> None:
     """Run steps with the submission service and alice's access."""
 
     async def main() -> None:
-        async with mail_host(tmp_path, **how) as host:
+        async with mail_host(place, **how) as host:
             limits = SubmissionLimits(max_size=5000, max_recipients=3)
             submission = Submission(host.receive, limits)
             await steps(host, submission, await host.account(ALICE))
@@ -45,7 +46,7 @@ def envelope(*to: str, sender: str = ALICE) -> Envelope:
 
 
 def test_local_and_remote_recipients_through_one_acceptance(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def steps(host: MailHost, submission: Submission, access: Access) -> None:
         sent = await submission.submit(
@@ -63,10 +64,50 @@ def test_local_and_remote_recipients_through_one_acceptance(
             FRIEND: ("queued", "", entry.recipients[0].updated)
         }
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_the_message_is_completed_cleaned_and_traced(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("ends", [b"\r\n", b"\n", b"\r"])
+def test_a_spooled_message_leaves_as_one_in_memory_does(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch, ends: bytes
+) -> None:
+    """Whatever its line ends are, and wherever a piece of it ends."""
+    lines = b"Bcc: x@y\r\nDate: Mon, 2 Nov 2026 10:00:00 +0000\r\n"
+    lines += b"Message-ID: <1@example.org>\r\n" + MESSAGE.replace(b"\n", b"\r\n")
+    lines += b"abcde\r\n\r\n" * 400
+    raw = lines.replace(b"\r\n", ends)
+    stored: list[bytes] = []
+
+    async def steps(host: MailHost, submission: Submission, access: Access) -> None:
+        await submission.submit(access, envelope(BOB), raw, peer=PHONE, key=b"same")
+        (message,) = await host.mail(BOB)
+        stored.append(message[message.index(b"Date: ") :])  # not our signatures
+
+    place.mkdir(exist_ok=True)
+    run(place / "memory", steps)
+    monkeypatch.setattr(spool, "MEMORY", 10)
+    for piece in (1000, 1001, 1002):
+        monkeypatch.setattr(outgoing, "PIECE", piece)
+        run(place / f"spooled{piece}", steps)
+    assert len(stored) == 4
+    assert set(stored) == {stored[0]}
+    assert b"abcde\r\n\r\nabcde" in stored[0]
+
+
+def test_nul_is_refused_in_a_spooled_message_too(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "MEMORY", 10)
+
+    async def steps(_: MailHost, submission: Submission, access: Access) -> None:
+        with pytest.raises(MailError) as caught:
+            await submission.submit(access, envelope(BOB), MESSAGE + b"\0\r\n")
+        assert caught.value.kind is Kind.INVALID
+
+    run(place, steps)
+
+
+def test_the_message_is_completed_cleaned_and_traced(place: pathlib.Path) -> None:
     extra = (
         b"Return-Path: <x@y>\r\nAuthentication-Results: mx.example.org; dkim=pass\r\n"
     )
@@ -88,10 +129,10 @@ def test_the_message_is_completed_cleaned_and_traced(tmp_path: pathlib.Path) -> 
         assert "phone.local" not in text
         assert text.endswith("\r\n\r\nHello\r\n")
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_both_signatures_verify(tmp_path: pathlib.Path) -> None:
+def test_both_signatures_verify(place: pathlib.Path) -> None:
     async def steps(host: MailHost, submission: Submission, access: Access) -> None:
         sent = await submission.submit(access, envelope(FRIEND), MESSAGE)
         keys = await host.directory.dkim_keys("example.org")
@@ -104,7 +145,7 @@ def test_both_signatures_verify(tmp_path: pathlib.Path) -> None:
         assert {r.algorithm for r in results} == {"rsa-sha256", "ed25519-sha256"}
         assert {r.domain for r in results} == {"example.org"}
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +168,7 @@ def test_both_signatures_verify(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_what_is_refused(
-    tmp_path: pathlib.Path, sender: str, message: bytes, kind: Kind
+    place: pathlib.Path, sender: str, message: bytes, kind: Kind
 ) -> None:
     async def steps(host: MailHost, submission: Submission, access: Access) -> None:
         with pytest.raises(MailError) as caught:
@@ -135,7 +176,7 @@ def test_what_is_refused(
         assert caught.value.kind is kind
         assert await host.mail(BOB) == []
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
 @pytest.mark.parametrize(
@@ -149,27 +190,27 @@ def test_what_is_refused(
     ],
 )
 def test_recipients_that_are_refused(
-    tmp_path: pathlib.Path, to: tuple[str, ...], kind: Kind
+    place: pathlib.Path, to: tuple[str, ...], kind: Kind
 ) -> None:
     async def steps(_: MailHost, submission: Submission, access: Access) -> None:
         with pytest.raises(MailError) as caught:
             await submission.submit(access, envelope(*to), MESSAGE)
         assert caught.value.kind is kind
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_stranger_submits_nothing_in_anothers_name(tmp_path: pathlib.Path) -> None:
+def test_a_stranger_submits_nothing_in_anothers_name(place: pathlib.Path) -> None:
     async def steps(host: MailHost, submission: Submission, access: Access) -> None:
         bob = await host.account(BOB)
         for bad in (Access(bob.account, access.account), bob):
             with pytest.raises(MailError):
                 await submission.submit(bad, envelope(FRIEND), MESSAGE)
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_details_and_aliases_are_addresses_of_ones_own(tmp_path: pathlib.Path) -> None:
+def test_details_and_aliases_are_addresses_of_ones_own(place: pathlib.Path) -> None:
     async def steps(host: MailHost, submission: Submission, access: Access) -> None:
         await host.accounts.alias_add("sales@example.org", [ALICE], send_as=True)
         for own in ("alice+x@example.org", "Sales@Example.ORG", ""):
@@ -178,10 +219,10 @@ def test_details_and_aliases_are_addresses_of_ones_own(tmp_path: pathlib.Path) -
             await submission.submit(access, envelope(BOB, sender=own), message)
         assert len(await host.mail(BOB)) == 3
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_key_submits_once(tmp_path: pathlib.Path) -> None:
+def test_a_key_submits_once(place: pathlib.Path) -> None:
     async def steps(host: MailHost, submission: Submission, access: Access) -> None:
         for to in ((FRIEND,), (BOB,), (FRIEND, BOB)):
             key = ",".join(to).encode()
@@ -195,10 +236,10 @@ def test_a_key_submits_once(tmp_path: pathlib.Path) -> None:
         assert len(await host.mail(BOB)) == 2
         assert len(await host.queue.list()) == 2
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_later_means_later_and_can_be_undone(tmp_path: pathlib.Path) -> None:
+def test_later_means_later_and_can_be_undone(place: pathlib.Path) -> None:
     clock = ManualClock()
 
     async def steps(host: MailHost, submission: Submission, access: Access) -> None:
@@ -215,10 +256,10 @@ def test_later_means_later_and_can_be_undone(tmp_path: pathlib.Path) -> None:
         states = await submission.status(sent.queue_id)
         assert {state for state, _, _ in states.values()} == {"canceled"}
 
-    run(tmp_path, steps, clock=clock)
+    run(place, steps, clock=clock)
 
 
-def test_international_addresses_ask_for_smtputf8(tmp_path: pathlib.Path) -> None:
+def test_international_addresses_ask_for_smtputf8(place: pathlib.Path) -> None:
     async def steps(host: MailHost, submission: Submission, access: Access) -> None:
         to = "j\u00fcrgen@b\u00fccher.example"
         sent = await submission.submit(access, envelope(to), MESSAGE)
@@ -227,4 +268,4 @@ def test_international_addresses_ask_for_smtputf8(tmp_path: pathlib.Path) -> Non
         address = entry.recipients[0].address
         assert address == "j\u00fcrgen@xn--bcher-kva.example"
 
-    run(tmp_path, steps)
+    run(place, steps)
