@@ -245,8 +245,11 @@ class Acceptances:
                     results = await asyncio.gather(
                         *(self._apply(deliver, part) for part in group)
                     )
-                    failed += results.count(False)
-                    in_a_row = 0 if any(results) else in_a_row + 1
+                    failed += len(results) - results.count(True)
+                    if False in results and True not in results:
+                        in_a_row += 1
+                    elif True in results:
+                        in_a_row = 0
                     width = 1 if False in results else min(width * 2, AT_ONCE)
                     after = group[-1].created, group[-1].acceptance_id
                     if in_a_row == TRIES and target in self._down:
@@ -256,8 +259,8 @@ class Acceptances:
             log.warning("catch-up-failed", target=target, error=str(error))
         return failed
 
-    async def _apply(self, deliver: Deliver, pending: PendingPart) -> bool:
-        """Apply a part; False when it is still to be applied."""
+    async def _apply(self, deliver: Deliver, pending: PendingPart) -> bool | None:
+        """Apply a part; False when its target failed, None when it cannot be read."""
         key, target = pending.acceptance_id, pending.part.target
         if key in self._in_flight:
             return True
@@ -266,7 +269,7 @@ class Acceptances:
             facts = await read_facts(raw, self._offload)
         except MailError as error:
             log.warning("part-unreadable", acceptance=key.hex(), error=str(error))
-            return False
+            return None
         try:
             await deliver.apply_pending(pending, facts.email(pending.blob))
             await self.queue.applied(key, (target,))
