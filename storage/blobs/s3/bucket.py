@@ -40,6 +40,7 @@ TRIES = 4
 BUDGET = 20.0  # seconds after which nothing is tried again
 PAUSE = 0.1  # seconds before the second try; each further pause is three times longer
 CHUNK = 256 * 1024
+REFUSED = {400, 401, 403}  # how services say that they do not know the credentials
 LEAST_RATE = 64 * 1024  # octets per second below which an answer counts as stuck
 
 
@@ -66,10 +67,16 @@ class Bucket:
         self._prefix = f"{options.prefix}/" if options.prefix else ""
         self._closing = threading.Event()
         self._errors = Errors()
-        self._session, self._client = _client(options, connections, self._errors)
+        self._connections = connections
+        self._keys = _keys(options)
+        self._session, self._client = self._connect()
+        self._renewals = 0
         self.puts = 0  # PUT requests sent
         self.gets = 0  # GET requests sent
         self._lock = threading.Lock()
+
+    def _connect(self) -> tuple[Any, Any]:
+        return _client(self.options, self._keys, self._connections, self._errors)
 
     def close(self) -> None:
         """Try nothing again any more; what is under way ends by itself."""
@@ -252,11 +259,14 @@ class Bucket:
         """Send until it succeeds or there is no point; BucketError says why."""
         until = time.monotonic() + BUDGET
         for attempt in itertools.count(1):
+            renewals = self._renewals
             try:
                 result = send()
             except self._errors.all as e:
                 problem = self._errors.explain(e)
                 REQUESTS.labels(operation, problem.code).inc()
+                if problem.status in REFUSED and self._renewed(renewals):
+                    continue
                 late = time.monotonic() > until
                 if late or not self._goes_on(operation, problem, attempt):
                     raise problem from e
@@ -264,6 +274,23 @@ class Bucket:
                 REQUESTS.labels(operation, "ok").inc()
                 return result
         raise AssertionError("unreachable")
+
+    def _renewed(self, since: int) -> bool:
+        """Read the credentials file again; True when it says something else than
+        what a request used that began ``since`` so many renewals."""
+        with self._lock:
+            if self._renewals == since:
+                try:
+                    keys = _keys(self.options)
+                except MailError:  # being written just now, perhaps
+                    return False
+                if keys == self._keys:
+                    return False
+                self._keys = keys
+                self._session, self._client = self._connect()
+                self._renewals += 1
+                log.info("blob-credentials-renewed", file=self.options.credentials)
+            return True
 
     def _goes_on(self, operation: str, problem: BucketError, attempt: int) -> bool:
         """Wait before the next try; False when there is to be none."""
@@ -290,12 +317,13 @@ def _loader() -> Any:
     return importlib.import_module("botocore.loaders").create_loader()
 
 
-def _client(options: Options, connections: int, errors: Errors) -> tuple[Any, Any]:
+def _client(
+    options: Options, keys: dict[str, str | None], connections: int, errors: Errors
+) -> tuple[Any, Any]:
     """Make boto3's session and client; tries and checksums are our own."""
     boto3: Any = importlib.import_module("boto3.session")
     botocore: Any = importlib.import_module("botocore.session")
     config: Any = importlib.import_module("botocore.config")
-    keys = _keys(options) if options.credentials else {}
     try:
         core = botocore.Session(profile=None if keys else options.profile or None)
         core.register_component("data_loader", _loader())
@@ -323,7 +351,9 @@ def _client(options: Options, connections: int, errors: Errors) -> tuple[Any, An
 
 
 def _keys(options: Options) -> dict[str, str | None]:
-    """Read the credentials file that the URL names."""
+    """Read the credentials file that the URL names; nothing when it names none."""
+    if not options.credentials:
+        return {}
     parser = configparser.RawConfigParser()
     section = options.profile or "default"
     try:

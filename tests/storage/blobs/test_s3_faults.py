@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import os
+import pathlib
 import ssl
 
 import pytest
@@ -305,6 +306,27 @@ def test_a_credentials_file_that_is_wrong_is_named(options, tmp_path):
         path.write_text(content)
         text = opening_fails(dataclasses.replace(options, credentials=str(path)))
         assert "[default] with aws_access_key_id" in text
+
+
+def test_credentials_that_were_renewed_are_read_again(options, tmp_path):
+    path = tmp_path / "credentials"
+    good = pathlib.Path(seaweedfs.credentials_file()).read_text()
+
+    async def nothing(store):
+        pass
+
+    async def work(store):
+        assert await kind_of(store.put(MESSAGE)) is Kind.UNAVAILABLE
+        path.write_text("half of a")
+        assert await kind_of(store.put(MESSAGE)) is Kind.UNAVAILABLE
+        path.write_text(good)
+        puts = (store.put(MESSAGE), store.put(LARGE))
+        refs = await asyncio.gather(*puts)
+        assert await store.read(refs[0]) == MESSAGE
+
+    on(options, nothing)  # makes the identity
+    path.write_text(pathlib.Path(seaweedfs.credentials_file("reader")).read_text())
+    on(dataclasses.replace(options, credentials=str(path)), work)
 
 
 def test_no_credentials_at_all_are_asked_for(options, monkeypatch, tmp_path):
