@@ -222,14 +222,20 @@ class Collector:
             if not work.held or packed:
                 last = number
         await self._pack(work, work.packer.take())
-        if plan.policy.linger <= 0 and not plan.dry_run:
-            work.since = await self._fences(work.again)
-            for number in work.again:
-                await self._segment(work, number)
-            await self._pack(work, work.packer.take())
+        if not plan.dry_run:
+            await self._look_again(work)
         done.garbage = sum(work.garbage.values())
         await self._forget_fences(plan, infos)
         await self._note(plan, 0)
+
+    async def _look_again(self, work: _Round) -> None:
+        """Look once more at what was just retired: a row may have come in before the
+        fence, and an acceptance may wait for its bytes to be where rows can point."""
+        again, work.again = work.again, []
+        work.since = await self._fences(again)
+        for number in again:
+            await self._segment(work, number)
+        await self._pack(work, work.packer.take())
 
     async def _segment(self, work: _Round, number: int) -> bool:
         """Do the next step for one segment; True when others were packed."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import Recipient
+from mailserverd.services import collector as collecting
 from mailserverd.services.collector import Collector, Plan
+from mailserverd.services.usage import Pace
 from storage.compaction import Policy
 from storage.metadata.queue import MailQueue
 from storage.queue import NewQueued
+from tests.lib.clock import ManualClock
 from tests.lib.mailhost import MailHost, mail_host
 
 if TYPE_CHECKING:
@@ -179,3 +183,110 @@ def test_nothing_is_removed_while_a_store_cannot_be_read(
         assert await count(host) == before
 
     run(tmp_path, work)
+
+
+async def sparse(host: MailHost, segments: int) -> None:
+    """Make segments in which one message of five is needed."""
+    for number in range(segments):
+        await host.send(message(f"kept {number}"), BOB)
+        for other in range(4):
+            await host.send(message(f"dropped {number} {other}"), ALICE)
+        await seal(host)
+    await expunge(host, ALICE)
+
+
+def test_a_dry_run_says_what_a_run_then_does(tmp_path: pathlib.Path) -> None:
+    async def work(host: MailHost) -> None:
+        await sparse(host, 3)
+        segments = await host.blobs.segments()
+        dry = dataclasses.replace(PATIENT, dry_run=True)
+        foreseen = await collector(host).run(dry)
+        assert await host.blobs.segments() == segments
+        assert (foreseen.forgotten, foreseen.rewritten) == (12, 3)
+        done = await collector(host).run(PATIENT)
+        assert done == foreseen
+        assert done.pending == done.garbage > 0
+
+    run(tmp_path, work)
+
+
+def test_a_run_that_was_ended_goes_on_there(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "NOTE_EVERY", 1)
+
+    async def work(host: MailHost) -> None:
+        for number in range(4):
+            await host.send(message(f"{number}"), BOB)
+            await seal(host)
+        seen: list[int] = []
+        listed = host.blobs.list_blobs
+
+        async def noting(segment: int) -> Any:
+            seen.append(segment)
+            return await listed(segment)
+
+        def leave(state: dict[str, Any]) -> None:
+            if state["segment"] == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(host.blobs, "list_blobs", noting)
+        with pytest.raises(KeyboardInterrupt):
+            await collector(host).run(progress=leave)
+        before, seen[:] = list(seen), []
+        await collector(host).run()
+        assert seen[0] == before[-1]  # what was not noted is looked at again
+        assert sorted(seen) == [1, 2, 3, 4]  # and all are, in the end
+
+    run(tmp_path, work)
+
+
+def test_nothing_is_removed_while_accounts_live_elsewhere(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def work(host: MailHost) -> None:
+        stores = (host.databases, host.queue, host.blobs, host.clock, EAGER)
+        with pytest.raises(MailError) as caught:
+            await Collector(*stores, missing=lambda: 3).run()
+        assert "3 accounts" in caught.value.text
+
+    run(tmp_path, work)
+
+
+def test_a_segment_with_octets_of_no_record_is_kept(tmp_path: pathlib.Path) -> None:
+    """Nobody can tell who needs what lay there."""
+
+    async def work(host: MailHost) -> None:
+        ref = await host.blobs.put(b"of which the header decays")
+        await host.blobs.put(b"of which it does not")
+        await seal(host)
+        path = tmp_path / "blobs" / f"{ref.segment:010d}.seg"
+        octets = bytearray(path.read_bytes())
+        octets[ref.offset] ^= 1
+        path.write_bytes(octets[:-8])  # and no footer lists it
+        assert (await collector(host).run()).retired == 0
+        assert path.exists()
+
+    run(tmp_path, work)
+
+
+def test_work_keeps_to_its_rate() -> None:
+    waits: list[float] = []
+
+    class Clock(ManualClock):
+        def monotonic(self) -> float:
+            return sum(waits)
+
+    async def work() -> None:
+        pace = Pace(1000, Clock())
+        for _ in range(100):
+            await pace.spend(10)  # a hundredth of a second each
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    with pytest.MonkeyPatch.context() as put:
+        put.setattr(asyncio, "sleep", sleep)
+        asyncio.run(work())
+    assert 0.95 < sum(waits) <= 1.0
+    assert sum(map(bool, waits)) < 50  # short pauses are saved up
