@@ -22,6 +22,8 @@ from mailserverd.services.relay import Said
 from storage.queue import ClaimLimits, Notice, Outcome, State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mailserverd.core.ports import Clock
     from mailserverd.services.receive import Receive
     from mailserverd.services.relay import Relay
@@ -80,6 +82,7 @@ class QueueRunner:
         self.settings = settings
         self._clock: Clock = receive.kernel.clock
         self._running: dict[asyncio.Task[None], Claim] = {}
+        self._recording: set[asyncio.Task[None]] = set()  # of those
         self._busy: collections.Counter[str] = collections.Counter()
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._ended = asyncio.Event()
@@ -158,7 +161,7 @@ class QueueRunner:
             busy=self._full,
             lease=LEASE,
         )
-        claims = await self._queue.claim(limits)
+        claims = self._new(await self._queue.claim(limits))
         for claim in claims:
             self._busy[claim.domain] += 1
             task = asyncio.get_running_loop().create_task(self._run(claim))
@@ -166,8 +169,26 @@ class QueueRunner:
             task.add_done_callback(self._forget)
         return len(claims)
 
+    def _new(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Return those that no attempt of ours is about.
+
+        While the database was away leases lapsed whose attempts still run, or wait to
+        be recorded: begun anew, they would be sent twice.  The new lease lapses, too.
+        """
+        ours = {
+            (claim.queue_id, one.position)
+            for claim in self._running.values()
+            for one in claim.recipients
+        }
+        return [
+            claim
+            for claim in claims
+            if not any((claim.queue_id, r.position) in ours for r in claim.recipients)
+        ]
+
     def _forget(self, task: asyncio.Task[None]) -> None:
         claim = self._running.pop(task)
+        self._recording.discard(task)
         self._busy[claim.domain] -= 1
         if not self._busy[claim.domain]:
             del self._busy[claim.domain]
@@ -184,10 +205,14 @@ class QueueRunner:
     async def _heartbeat_loop(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT)
-            for task, claim in list(self._running.items()):
-                with contextlib.suppress(MailError):
-                    if not await self._queue.extend(claim, LEASE):
-                        log.warning("lease-lost", queue=claim.queue_id)
+            await self._keep_leases()
+
+    async def _keep_leases(self) -> None:
+        for task, claim in list(self._running.items()):
+            with contextlib.suppress(MailError):
+                if not await self._queue.extend(claim, LEASE):
+                    log.warning("lease-lost", queue=claim.queue_id)
+                    if task not in self._recording:
                         task.cancel()
 
     # --- one attempt ----------------------------------------------------------
@@ -202,6 +227,9 @@ class QueueRunner:
             self._outcome(claim, recipient, one)
             for recipient, one in zip(claim.recipients, said, strict=True)
         ]
+        task = asyncio.current_task()
+        assert task is not None
+        self._recording.add(task)
         await self._record(claim, outcomes)
         for recipient, outcome in zip(claim.recipients, outcomes, strict=True):
             log.info(
