@@ -36,7 +36,7 @@ from storage.model import (
 )
 from tests.lib import databases, sharing
 from tests.lib.clock import ManualClock
-from tests.lib.failing import Failing
+from tests.lib.failing import FailingStore
 from tests.lib.office import ME, mail, office
 from tests.lib.shard import delivery
 
@@ -240,16 +240,6 @@ def test_a_closed_engine_is_temporarily_unavailable(engine):
 
 
 # --- services on an engine that fails -----------------------------------------------
-
-
-class FailingStore(Failing):
-    """A ``MetadataStore`` that fails."""
-
-    async def write(self, access, work, args):
-        return await self._call("write", access, work, args)
-
-    async def read(self, access, work, args):
-        return await self._call("read", access, work, args)
 
 
 def calls(it):

@@ -105,18 +105,27 @@ async def mail_host(
     clock: Clock | None = None,
     records: Mapping[tuple[str, str], object] | None = None,
     policy: InboundPolicy = POLICY,
+    wrap: Callable[[str, Any], Any] = lambda _, engine: engine,
 ) -> AsyncIterator[MailHost]:
-    """Open a mail host for the addresses (default: alice@ and bob@example.org)."""
+    """Open a mail host for the addresses (default: alice@ and bob@example.org).
+
+    ``wrap(role, engine)`` may put something around an engine (``tests.lib.failing``).
+    """
     time = clock or SystemClock()
+
+    async def opened(kind: str, name: str = "") -> Any:
+        database = await databases.make(directory, kind, time, name)
+        return wrap(name or kind, database)
+
     names = [f"shard-{n}" for n in range(shards)]
-    stores = [await databases.make(directory, "shard", time, name) for name in names]
-    queue_db = await databases.make(directory, "queue", time)
-    directory_db = await databases.make(directory, "directory", time)
+    stores = [await opened("shard", name) for name in names]
+    queue_db, directory_db = await opened("queue"), await opened("directory")
     people = Directory(directory_db, time, [db.uuid for db in stores])
     await people.start()
     store = Shards(stores, people.shard_of)
-    blobs = await FileBlobStore.open(str(directory / "blobs"), clock=time)
-    changes = Changes(LocalBus())
+    files = await FileBlobStore.open(str(directory / "blobs"), clock=time)
+    blobs = wrap("blobs", files)
+    changes = Changes(wrap("bus", LocalBus()))
     queue = MailQueue(queue_db)
     hasher = Passwords(CHEAP)
     accounts = Accounts(people, store, Tools(hasher, offload, time, HOSTNAME))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import ssl
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mailserverd.cli.selfsigned import self_signed
@@ -16,7 +17,7 @@ from tests.lib.mailhost import HOSTNAME, MailHost, mail_host
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
 Address = tuple[str, int]
 
@@ -43,15 +44,19 @@ def server_context(directory: pathlib.Path) -> ssl.SSLContext:
 
 @contextlib.asynccontextmanager
 async def smtp_site(
-    directory: pathlib.Path, *addresses: str, shards: int = 1, **options: Any
+    directory: pathlib.Path,
+    *addresses: str,
+    host: Mapping[str, Any] = MappingProxyType({}),
+    shards: int = 1,
+    **options: Any,
 ) -> AsyncIterator[Site]:
-    """Open everything; ``options`` are fields of SmtpSettings."""
+    """Open everything; ``host`` is for ``mail_host``, ``options`` for SmtpSettings."""
     settings = SmtpSettings(HOSTNAME, **({"drain_timeout": 2.0} | options))
     context = server_context(directory)
     loop = asyncio.get_running_loop()
-    async with mail_host(directory, *addresses, shards=shards) as host:
-        submission = Submission(host.receive)
-        services = Services(host.receive, submission, host.authenticator)
+    async with mail_host(directory, *addresses, shards=shards, **host) as opened:
+        submission = Submission(opened.receive)
+        services = Services(opened.receive, submission, opened.authenticator)
         kinds = {
             "mx": (Kind.MX, None),
             "submission": (Kind.SUBMISSION, None),
@@ -68,10 +73,10 @@ async def smtp_site(
             )
         ports = {n: s.sockets[0].getsockname()[:2] for n, s in listening.items()}
         try:
-            yield Site(host, submission, servers, ports)
+            yield Site(opened, submission, servers, ports)
         finally:
             for one in listening.values():
                 one.close()
             for server in servers.values():
                 await server.drain()
-            await host.receive.notices.close()
+            await opened.receive.notices.close()

@@ -18,7 +18,7 @@ from storage.metadata.owner.applied import prune
 from storage.metadata.owner.serving import FORGET_EVERY
 from storage.metadata.sql import Sql
 from tests.lib import sqlite_units as units
-from tests.lib.failing import Failing
+from tests.lib.failing import FailingDatabase
 from tests.lib.sharing import join, pair, run_dir
 
 LIMIT = 30.0
@@ -73,17 +73,6 @@ class Wrapped:
 
     async def close(self):
         await self._inner.close()
-
-
-class FailingDatabase(Failing, Wrapped):
-    """A ``Database`` that fails."""
-
-    def __init__(self, inner, mode):
-        Wrapped.__init__(self, inner)
-        Failing.__init__(self, inner, mode)
-
-    async def write(self, work, account, args):
-        return await self._call("write", work, account, args)
 
 
 async def numbers_in(directory):
@@ -263,7 +252,7 @@ def test_an_owner_that_fails_is_an_error_to_the_others_and_never_a_success(run, 
     failing = []
 
     def wrap(inner):
-        failing.append(FailingDatabase(inner, "never"))
+        failing.append(FailingDatabase(inner))
         return failing[-1]
 
     async def work(owner, remote):

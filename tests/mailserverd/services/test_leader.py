@@ -12,17 +12,10 @@ from mailserverd.core.ports import SystemClock
 from mailserverd.services.leader import Leader
 from storage.metadata import leases
 from tests.lib import databases
-from tests.lib.failing import Failing
+from tests.lib.failing import FailingDatabase
 
 LIMIT = 20.0
 SHORT = 0.3  # seconds of a lease
-
-
-class FailingDatabase(Failing):
-    """A ``Database`` that fails."""
-
-    async def write(self, work, account, args):
-        return await self._call("write", work, account, args)
 
 
 class Job:
@@ -92,7 +85,7 @@ def test_the_second_takes_over_when_the_first_ends(tmp_path):
 def test_who_cannot_renew_stops_before_another_begins(tmp_path):
     async def work(database):
         clock = SystemClock()
-        failing = FailingDatabase(database, "never")
+        failing = FailingDatabase(database)
         one = Leader(failing, "x", clock, seconds=SHORT)
         two = Leader(database, "x", clock, seconds=SHORT)
         first, second = Job(), Job()
