@@ -99,3 +99,38 @@ def test_a_fault_of_ours_is_logged_and_not_the_client_s(
 
     asyncio.run(main())
     assert f"{how}: " in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_command_ends_when_its_client_was_interrupted(
+    tmp_path: pathlib.Path, half: bool
+) -> None:
+    """Not so when it only has nothing more to say."""
+    ended = asyncio.Event()
+
+    async def endless(
+        _: str, __: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+    ) -> Any:
+        try:
+            for count in range(10_000 if not half else 50):
+                progress({"done": count})
+                await asyncio.sleep(0.001)
+        finally:
+            ended.set()
+        return "done"
+
+    async def main() -> None:
+        place = tmp_path / "control.sock"
+        server = await control.serve(control.bind(place), endless)
+        async with asyncio.timeout(5), server:
+            reader, writer = await asyncio.open_unix_connection(str(place))
+            writer.write(b'{"command": "x"}\n')
+            await reader.readline()
+            if half:
+                writer.write_eof()
+                lines = [json.loads(line) async for line in reader]
+                assert lines[-1] == {"result": "done"}
+            writer.close()
+            await ended.wait()
+
+    asyncio.run(main())
