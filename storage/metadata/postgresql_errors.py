@@ -49,7 +49,7 @@ def is_lost(error: BaseException) -> bool:
     """Whether the connection went, so that the transaction under way is over."""
     if isinstance(error, asyncpg.PostgresError):
         return code_of(error).startswith(GONE)
-    return isinstance(error, OSError | asyncio.TimeoutError | asyncpg.InterfaceError)
+    return isinstance(error, DRIVER)
 
 
 def is_conflict(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from storage.metadata.postgresql_errors import DRIVER, is_lost
 from storage.metadata.postgresql_tx import EACH, MANY, RUN, Ask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from storage.api import Row
     from storage.metadata.sql import PgSql
@@ -125,18 +125,27 @@ class Link:
             raise asyncpg.InterfaceError("the connection was given up")
         return self._connection
 
+    async def _answer(
+        self, call: Callable[..., Awaitable[Any]], *args: object, trips: int = 0
+    ) -> Any:
+        """Send something and wait for the answer."""
+        self._trips.inc(trips or self._each)
+        try:
+            return await call(*args)
+        except RuntimeError as error:  # of a transport that uvloop has closed
+            raise ConnectionResetError(str(error)) from error
+
     # --- statements -------------------------------------------------------------
 
     async def script(self, text: str) -> str:
         """Run statements without parameters; return the last one's status."""
-        self._trips.inc()
-        status: str = await self._open.execute(text)
+        status: str = await self._answer(self._open.execute, text, trips=1)
         return status
 
     async def fetch(self, text: str, *values: object) -> list[Row]:
         """Run one statement; return its rows."""
-        self._trips.inc(self._each)
-        return [tuple(row) for row in await self._open.fetch(text, *values)]
+        rows = await self._answer(self._open.fetch, text, *values)
+        return [tuple(row) for row in rows]
 
     async def send(self, ask: Ask) -> Any:
         """Execute what one unit waits for."""
@@ -144,14 +153,13 @@ class Link:
             return (await self._send_each([ask]))[0]
         sql: PgSql = ask.statement.postgresql
         if ask.mode == MANY:
-            self._trips.inc(self._each)
             rows = [bound(sql, row) for row in ask.params]
-            await self._open.executemany(sql.text, rows)
+            await self._answer(self._open.executemany, sql.text, rows)
             return None
         values = bound(sql, ask.params)
         if ask.mode == RUN and not sql.returns:
-            self._trips.inc(self._each)
-            return _touched(await self._open.execute(sql.text, *values))
+            status = await self._answer(self._open.execute, sql.text, *values)
+            return _touched(status)
         found = await self.fetch(sql.text, *values)
         return len(found) if ask.mode == RUN else found
 
@@ -162,16 +170,15 @@ class Link:
         if asks[0].mode == EACH:
             return await self._send_each(asks)
         sql: PgSql = asks[0].statement.postgresql
-        self._trips.inc(self._each)
         if asks[0].mode == MANY:
             rows = [bound(sql, row) for ask in asks for row in ask.params]
-            await self._open.executemany(sql.text, rows)
+            await self._answer(self._open.executemany, sql.text, rows)
             return [None] * len(asks)
         counts = asks[0].mode == RUN
         text = self._numbered(sql, counts=counts)
         values = [(*bound(sql, ask.params), n) for n, ask in enumerate(asks)]
         answers: list[list[Row]] = [[] for _ in asks]
-        for number, *row in await self._open.fetchmany(text, values):
+        for number, *row in await self._answer(self._open.fetchmany, text, values):
             answers[number].append(tuple(row))
         return [rows[0][0] for rows in answers] if counts else answers
 
@@ -182,8 +189,7 @@ class Link:
         values = [
             (number, *_flat(statements, ask.params)) for number, ask in enumerate(asks)
         ]
-        self._trips.inc(self._each)
-        rows = await self._open.fetchmany(text, values)
+        rows = await self._answer(self._open.fetchmany, text, values)
         return [[part or [] for part in row[1:]] for row in rows]
 
     def _numbered(self, sql: PgSql, *, counts: bool) -> str:

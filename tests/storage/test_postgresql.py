@@ -9,25 +9,35 @@ import pytest
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
-from storage.engines import open_database, open_reader
+from storage.engines import migrate_database, open_database, open_reader
 from storage.metadata import postgresql, postgresql_reader
 from storage.metadata.counters import COMMITS, LOST, TRIPS
 from storage.metadata.postgresql_link import PATIENCE
 from storage.metadata.postgresql_writer import LOCK
-from tests.lib import databases
 from tests.lib import postgresql_units as units
-from tests.lib.postgresql import own_cluster
+from tests.lib.postgresql import cluster, own_cluster
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A database with a table of numbers: (cluster, its name, its URL)."""
+    server = cluster()
+    name = server.database()
+    url = server.url(name)
+    asyncio.run(migrate_database(url, "shard", SystemClock()))
+    for statement in units.SETUP:
+        server.sql(statement, database=name)
+    yield server, name, url
+    server.drop(name)
 
 
 @pytest.fixture
-def place(tmp_path):
-    """A new database with a table of numbers: (cluster, its name, its URL)."""
-    with databases.engine("postgresql") as engine:
-        url = asyncio.run(engine.prepare(tmp_path, "shard", "shard-0"))
-        name = engine.database(tmp_path, "shard-0")
-        for statement in units.SETUP:
-            engine.cluster.sql(statement, database=name)
-        yield engine.cluster, name, url
+def place(made):
+    """The same without numbers."""
+    server, name, _ = made
+    server.sql("TRUNCATE number", database=name)
+    server.sql("ALTER SEQUENCE tries RESTART", database=name)
+    return made
 
 
 def run(url, scenario):
@@ -320,13 +330,13 @@ def test_a_statement_that_hangs_is_unavailable(place, monkeypatch):
 def test_who_waits_for_the_lock_too_long_is_unavailable(place, monkeypatch):
     monkeypatch.setattr(postgresql, "LIGHT_LIMIT", 0.5)
     monkeypatch.setattr("storage.metadata.postgresql_writer.PATIENCE", 0.1)
-    cluster, name, url = place
+    server, name, url = place
 
     async def scenario(db):
         await db.write(units.add, 1, 1)
         asyncpg = pytest.importorskip("asyncpg")
         other = await asyncpg.connect(
-            host=str(cluster.home), port=cluster.port, user="postgres", database=name
+            host=str(server.home), port=server.port, user="postgres", database=name
         )
         await other.execute(f"SELECT pg_advisory_lock({LOCK}, 0)")
         found = await results(db.write(units.add, 1, 2), db.write(units.add, 2, 3))
@@ -338,7 +348,7 @@ def test_who_waits_for_the_lock_too_long_is_unavailable(place, monkeypatch):
 
 
 def test_connections_that_are_ended_between_units_are_made_anew(place):
-    cluster, name, url = place
+    server, name, url = place
     end = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         f"WHERE datname = '{name}' AND pid <> pg_backend_pid()"
@@ -351,15 +361,15 @@ def test_connections_that_are_ended_between_units_are_made_anew(place):
             assert len(await db.read(units.numbers, 0, None)) == 2 * n + 2
             assert len(await db.read(units.numbers_in_thread, 0, None)) == 2 * n + 2
             assert await db.read(units.numbers_twice, 0, None)
-            cluster.sql(end)
+            server.sql(end)
 
     run(url, scenario)
 
 
 def test_a_server_that_is_away_is_unavailable_and_used_again_at_once(tmp_path):
-    async def scenario(db, cluster):
+    async def scenario(db, server):
         assert await db.write(units.add, 1, 1) == 1
-        cluster.stop("immediate")
+        server.stop("immediate")
         began = time.monotonic()
         found = await results(
             db.write(units.add, 1, 2), db.read(units.numbers, 0, None)
@@ -369,23 +379,23 @@ def test_a_server_that_is_away_is_unavailable_and_used_again_at_once(tmp_path):
         began = time.monotonic()
         assert await results(db.write(units.add, 1, 3)) == [Kind.UNAVAILABLE]
         assert time.monotonic() - began < 1  # it is known to be away
-        await asyncio.to_thread(cluster.start)
+        await asyncio.to_thread(server.start)
         began = time.monotonic()
         assert await db.write(units.add, 1, 4) == 4
         assert await db.read(units.numbers, 0, None) == [1, 4]
         assert time.monotonic() - began < 2
 
-    with own_cluster() as cluster:
-        name = cluster.database()
-        url = cluster.url(name)
-        asyncio.run(databases.migrate_database(url, "shard", SystemClock()))
+    with own_cluster() as server:
+        name = server.database()
+        url = server.url(name)
+        asyncio.run(migrate_database(url, "shard", SystemClock()))
         for statement in units.TABLE:
-            cluster.sql(statement, database=name)
-        run(url, lambda db: scenario(db, cluster))
+            server.sql(statement, database=name)
+        run(url, lambda db: scenario(db, server))
 
 
 def test_callers_wait_for_a_server_that_restarts(tmp_path):
-    async def scenario(db, cluster):
+    async def scenario(db, server):
         done = []
         under_way = asyncio.Event()
 
@@ -398,16 +408,16 @@ def test_callers_wait_for_a_server_that_restarts(tmp_path):
 
         async def disturb():
             await under_way.wait()
-            await asyncio.to_thread(cluster.restart, "fast")
+            await asyncio.to_thread(server.restart, "fast")
 
         await asyncio.gather(disturb(), *(sender(1000 * n) for n in range(1, 6)))
         assert await db.read(units.numbers, 0, None) == sorted(done)
         assert len(done) == 300
 
-    with own_cluster() as cluster:
-        name = cluster.database()
-        url = cluster.url(name)
-        asyncio.run(databases.migrate_database(url, "shard", SystemClock()))
+    with own_cluster() as server:
+        name = server.database()
+        url = server.url(name)
+        asyncio.run(migrate_database(url, "shard", SystemClock()))
         for statement in units.TABLE:
-            cluster.sql(statement, database=name)
-        run(url, lambda db: scenario(db, cluster))
+            server.sql(statement, database=name)
+        run(url, lambda db: scenario(db, server))
