@@ -83,12 +83,6 @@ PLACED = Sql(select(*BLOB_COLUMNS).where(_b.hash == p("hash")))
 LISTED = Sql(
     select(*BLOB_COLUMNS).where(_b.hash > p("after")).order_by(_b.hash).limit(p("n"))
 )
-UNOWNED = Sql(
-    select(*BLOB_COLUMNS)
-    .where(_b.hash > p("after"), ~_owned)
-    .order_by(_b.hash)
-    .limit(p("n"))
-)
 FORGET = Sql(delete(BLOB).where(_b.hash == p("hash"), ~_owned))
 BLOBLESS = Sql(
     select(_e.hash)
@@ -182,19 +176,6 @@ def expire_uploads(tx: Tx, _: int, limit: int) -> int:
     return len(rows)
 
 
-def live_blobs(tx: Tx, _: int, hashes: Sequence[bytes]) -> dict[bytes, BlobRef]:
-    """Return which of these blobs the shard owns, and where it reads them.
-
-    A record of an owned blob at another place than this is not needed here.
-    """
-    found: dict[bytes, BlobRef] = {}
-    for blob_hash in hashes:
-        row = tx.one(OWNED, {"hash": blob_hash})
-        if row is not None:
-            found[blob_hash] = BlobRef(*row)
-    return found
-
-
 def placed_blobs(tx: Tx, _: int, hashes: Sequence[bytes]) -> dict[bytes, BlobRef]:
     """Return where rows place these blobs, owned or not: an unowned row may be owned
     again by the next message with the same content, so its bytes must stay."""
@@ -206,13 +187,6 @@ def list_blobs(tx: Tx, _: int, args: tuple[bytes, int]) -> tuple[BlobRef, ...]:
     """Return all blobs in order of hash: (after, limit)."""
     after, limit = args
     rows = tx.all(LISTED, {"after": after, "n": limit})
-    return tuple(BlobRef(*row) for row in rows)
-
-
-def unowned_blobs(tx: Tx, _: int, args: tuple[bytes, int]) -> tuple[BlobRef, ...]:
-    """Return blobs without an owner, in order of hash: (after, limit)."""
-    after, limit = args
-    rows = tx.all(UNOWNED, {"after": after, "n": limit})
     return tuple(BlobRef(*row) for row in rows)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
-from storage.metadata import blobs, flags
+from storage.metadata import blobs, collect, flags
 from tests.lib.shard import Shard, blob_ref, delivery
 
 DAY = 86_400
@@ -40,10 +40,14 @@ def test_an_upload_expires(shard):
     assert shard.run(blobs.find_blob, ref.hash) == ref
     assert refused(shard, 2, ref)
     assert shard.run(blobs.expire_uploads, 10) == 0
+    assert shard.run(collect.kept_blobs, [ref.hash]) == {ref.hash: ref}
+    assert shard.run(collect.overdue_uploads) == 0
     shard.now += DAY
     assert refused(shard, 1, ref)
+    assert shard.run(collect.kept_blobs, [ref.hash]) == {}
+    assert shard.run(collect.overdue_uploads) == 1
     assert shard.run(blobs.expire_uploads, 10) == 1
-    assert shard.run(blobs.unowned_blobs, (b"", 10)) == (ref,)
+    assert shard.run(collect.unowned, (b"", 10)) == (ref.hash, (ref.hash,))
 
 
 def test_an_upload_again_lives_from_then_on(shard):
@@ -83,7 +87,7 @@ def test_the_collector_forgets_what_nobody_owns(shard):
     one, two = delivery(1).email.blob, delivery(2).email.blob
     hashes = (one.hash, two.hash)
     shard.run(flags.destroy, ([1, 2], None))
-    assert shard.run(blobs.live_blobs, hashes, 0) == {one.hash: one}
+    assert shard.run(collect.kept_blobs, hashes, 0) == {one.hash: one}
     assert shard.run(blobs.forget_blobs, hashes, 0) == (two.hash,)
     assert shard.run(blobs.find_blob, one.hash, 2) == one
 

@@ -23,6 +23,7 @@ MODULES = (
     "blobs",
     "boxes",
     "changes",
+    "collect",
     "columns",
     "copies",
     "deliver",
@@ -43,6 +44,8 @@ MODULES = (
     "threads",
 )
 KNOWN = {  # what may scan or sort, and why
+    "blobs.BLOBLESS": "a check looks at every email",
+    "blobs.DROP_HOMELESS": "a repair looks at every upload",
     "blobs.DROP_KEPT": "uploads of one day, and only when an account has too many",
     "indexed.BEHIND": "looks at every account, off the loop",
     "messages.FEW_CHANGED": "sorts, by uid, at most some hundred rows",
