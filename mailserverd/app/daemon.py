@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 from operator import attrgetter
@@ -151,6 +152,22 @@ def warn_of_restart(started: Settings, fresh: Settings) -> None:
     ]
     if changed:
         log.warning("restart-needed", settings=changed)
+
+
+def kept(started: Settings, fresh: Settings) -> Settings:
+    """Return new settings with those of the start where a restart is needed.
+
+    A process that is forked later must work on the databases that the others have.
+    """
+    changes: dict[str, Any] = {}
+    for name in AT_START:
+        table, _, key = name.partition(".")
+        value = getattr(started, table)
+        if key:
+            now = changes.get(table, getattr(fresh, table))
+            value = dataclasses.replace(now, **{key: getattr(value, key)})
+        changes[table] = value
+    return dataclasses.replace(fresh, **changes)
 
 
 async def _watchdog() -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mailserverd.app import orders
 from mailserverd.app.background import Background
 from mailserverd.app.child import Child, State
-from mailserverd.app.daemon import warn_of_restart
+from mailserverd.app.daemon import kept, warn_of_restart
 from mailserverd.app.fronts import certificates
 from mailserverd.app.member import Common, obey
 from mailserverd.app.stores import data_lock, databases
@@ -305,6 +305,7 @@ class Supervisor:
     def _ended(self, child: Child, status: int) -> None:
         if child.channel is not None and child.channel in self._selector.get_map():
             self._selector.unregister(child.channel)
+        self._table.column(self._children.index(child))  # it counts no more
         expected = not self._running and status == os.EX_OK
         pause = child.ended(time.monotonic())
         if not expected:
@@ -349,7 +350,8 @@ class Supervisor:
         except (CertificateError, ListenError) as error:
             log.error("reload-failed", error=str(error))  # noqa: TRY400
         else:
-            self._take_over(fresh, opened)
+            warn_of_restart(self._started, fresh)
+            self._take_over(kept(self._started, fresh), opened)
             return
         systemd.notify("READY=1")
 
@@ -385,7 +387,6 @@ class Supervisor:
     def _reloaded(self) -> None:
         if not self._problem:
             server = self._settings.server
-            warn_of_restart(self._started, self._settings)
             logs.configure(server.log_level, server.log_format)
             log.info("reloaded")
         if self._running:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 import socket
 import time
 from typing import TYPE_CHECKING
 
+from mailserverd.app.daemon import kept
+from mailserverd.settings import read
 from tests.lib import daemon
 
 if TYPE_CHECKING:
     import pathlib
+
+    from mailserverd.settings import Settings
 
 MANY = 40
 
@@ -68,3 +73,21 @@ def test_settings_that_need_a_restart_are_named_until_it_comes(
                 time.sleep(0.02)
             said = ours.events("restart-needed")[before:]
             assert [sorted(one["settings"]) for one in said] == [needed] * bool(needed)
+
+
+def test_what_needs_a_restart_is_kept_for_processes_that_start_later(
+    tmp_path: pathlib.Path,
+) -> None:
+    def written(text: str) -> Settings:
+        (tmp_path / "mailserverd.toml").write_text(text)
+        return read(tmp_path / "mailserverd.toml")
+
+    started = written('[server]\nhostname = "a.test"\nworkers = 2\n')
+    fresh = written(
+        '[server]\nhostname = "b.test"\nworkers = 4\ndrain = 3\ndata_dir = "d"\n'
+        "[dns]\ntimeout = 1\n[limits]\ncommand_rate = 7\npassword_memory = 1000\n"
+    )
+    settings = kept(started, fresh)
+    assert settings.server == dataclasses.replace(started.server, drain=3)
+    assert (settings.storage, settings.dns) == (started.storage, started.dns)
+    assert settings.limits == dataclasses.replace(started.limits, command_rate=7)
