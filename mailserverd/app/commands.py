@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,6 @@ class Commands:
             "queue.cancel": functools.partial(self._act, self._cancel, OPEN),
             "storage.status": self._status,
             "storage.check": self._check,
-            "storage.collect": self._collect,
             **blob_commands(graph),
         }
 
@@ -127,9 +125,6 @@ class Commands:
         self, progress: Progress, repair: bool = False, dry_run: bool = False
     ) -> dict[str, Any]:
         return await self._graph.upkeep.check(progress, repair=repair, dry_run=dry_run)
-
-    async def _collect(self) -> dict[str, Any]:
-        return dataclasses.asdict(await self._graph.collector.run())
 
 
 def _check_arguments(known: Callable[..., Any], args: dict[str, Any]) -> None:
