@@ -63,6 +63,9 @@ SCENARIO = (
     ("storage", "status"),
     ("storage", "check"),
     ("storage", "check", "--repair"),
+    ("storage", "blobs", "verify"),
+    ("storage", "blobs", "stats"),
+    ("storage", "blobs", "compact"),
     ("storage", "migrate"),
     ("queue", "cancel", "{id}"),
     ("alias", "remove", "sales@second.test"),
@@ -88,6 +91,7 @@ CHANGES = frozenset(
         ("queue", "cancel"),
         ("storage", "migrate"),
         ("storage", "check"),
+        ("storage", "blobs", "compact"),
     }
 )
 
@@ -194,7 +198,7 @@ def leaves(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[Any]:
 
 def test_the_scenario_calls_every_command() -> None:
     known = {path for path, _ in leaves(main)} - {("init",), ("run",)}
-    called = {step[:2] for step in SCENARIO}
+    called = {path for path in known for step in SCENARIO if step[: len(path)] == path}
     assert called == known
 
 
