@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mailserverd.core import urls
 from mailserverd.core.errors import Kind, MailError
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 EXTRAS = {"postgresql+asyncpg": "postgresql", "s3": "s3"}
 """What has to be installed for a scheme, beside what every installation has."""
-shown = urls.shown  # an engine's URL
 POSTGRESQL = "postgresql+asyncpg"
 ENGINES = {
     # (role, scheme): "module:function", called as the role's function below does
