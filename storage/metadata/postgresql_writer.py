@@ -140,8 +140,10 @@ class Writer:
     async def _attempt(self, units: list[Unit], *, alone: bool) -> None:
         """Run units in one transaction and commit it."""
         batch = os.urandom(16)
-        await self._begin(batch)
+        if await self._link.open():
+            await self._sweep()
         try:
+            await self._begin(batch)
             single = len(units) == 1 and not alone
             if alone:
                 await self._one_by_one(units)
@@ -166,8 +168,6 @@ class Writer:
 
     async def _begin(self, batch: bytes) -> None:
         """Begin the transaction that is the only one of its kind: one round trip."""
-        if await self._link.open():
-            await self._sweep()
         if not self._known:
             await self._link.script(
                 "INSERT INTO writer (owner, batch, at) VALUES "
@@ -195,7 +195,9 @@ class Writer:
             + ("" if synchronous else "SET LOCAL synchronous_commit = on; ")
             + ("" if self._link.target.prepared else "SET LOCAL jit = off; ")
             + f"SELECT pg_advisory_xact_lock({LOCK}, {self._number}), "
-            f"pg_advisory_xact_lock({LOCK}, 0)"
+            f"pg_advisory_xact_lock({LOCK}, 0); "
+            # Others' batches are waited for; what else locks our tables, not for long.
+            f"SET LOCAL lock_timeout = '{PATIENCE:g}s'"
         )
 
     async def _sweep(self) -> None:
