@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from storage.model import NewEmail
 
-BATCH = 2000
+BATCH = 500
 """Messages that are made and stored together; threads do not cross batches."""
 TEMPLATES = 400
 SENDERS = 150
@@ -175,10 +175,10 @@ def _threads(
 
 
 def _folder(rng: random.Random, folders: int) -> int:
-    """Choose a folder: a fifth goes to INBOX, the others differ widely in size."""
-    if folders == 1 or rng.random() < INBOX_SHARE:
+    """Choose a folder: INBOX is the largest, the others differ widely in size."""
+    if folders == 1 or rng.random() < (INBOX_SHARE if folders >= 50 else 0.5):
         return 0
-    return min(int(rng.paretovariate(0.35)), rng.randrange(1, folders))
+    return 1 + int((folders - 1) * rng.random() ** 2)
 
 
 class _Maker:

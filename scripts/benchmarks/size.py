@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from scripts.benchmarks import common, filling, imap, jmap
 from scripts.benchmarks.common import Figure
-from tests.lib import ports
+from tests.lib import doors, ports
 from tests.lib.daemon import BASES, OFFSETS, Daemon, running
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def measure_one(home: Path, size: tuple[int, int], label: str) -> Iterator[Figur
         asyncio.run(imap_warm(ours))
         before = memory(ours)
         asyncio.run(look_at_all(ours))
-        yield Figure("memory of all views", label, memory(ours) - before, "MB PSS")
+        yield Figure("all mailboxes selected", label, memory(ours) - before, "MB PSS")
 
 
 async def imap_warm(ours: Daemon) -> None:
@@ -295,6 +295,21 @@ def measure_accounts(home: Path, count: int) -> Iterator[Figure]:
     yield Figure("idle memory after 5 s", label, used, "MB PSS")
 
 
+def measure_doors(home: Path, size: int) -> Iterator[Figure]:
+    """Yield by how much the daemon's memory rises for one large message."""
+    ours = instance(home, [ADDRESS], (1, 6), 1)
+    with running(ours):
+        for door in list(doors.DOORS)[:6]:  # what is loaded once does not count
+            doors.through(ours, door, 300_000)
+        for door in doors.DOORS:
+            rise = doors.through(ours, door, size)
+            yield Figure(f"memory for 50 MB, {door}", "mailserverd", rise, "MiB")
+        peak = doors.Peak(ours.pid)
+        peak.reset()
+        asyncio.run(doors.append(ours, 1_000_000, size // 25_000))
+        yield Figure("memory for 2 GB by APPEND", "mailserverd", peak.rise(), "MiB")
+
+
 def measure(*, quick: bool) -> Iterator[Figure]:
     """Yield all figures: the big account is "mailserverd", the small one the peer."""
     kept = os.environ.get("BENCH_SIZE")
@@ -308,5 +323,6 @@ def measure(*, quick: bool) -> Iterator[Figure]:
         big = QUICK if quick else BIG
         yield from measure_one(base / "small", SMALL, "1,000 messages")
         yield from measure_one(base / f"big-{big[0]}", big, "mailserverd")
+        yield from measure_doors(base / "doors", 5_000_000 if quick else 49_900_000)
         for count in (10, 1000 if quick else 10_000):
             yield from measure_accounts(base / f"accounts-{count}", count)
