@@ -122,6 +122,7 @@ class Postgresql:
         self.server: Server = server or postgresql.cluster()
         self.cluster = self.server.cluster
         self._names: dict[pathlib.Path, str] = {}
+        self._kinds: dict[pathlib.Path, str] = {}  # of those that serve again
 
     def url(self, directory: pathlib.Path, name: str) -> str:
         """Return the URL of a database, which is made, empty, when there is none."""
@@ -136,7 +137,8 @@ class Postgresql:
         """Make a database with its tables where there is none; return its URL."""
         key = directory / name
         if key not in self._names:
-            self._names[key] = await _stamped(self.cluster, kind)
+            self._names[key] = await _fresh(self.cluster, kind)
+            self._kinds[key] = kind
         return self._url(key)
 
     def layout(self, home: pathlib.Path, shards: int) -> str:
@@ -190,29 +192,51 @@ class Postgresql:
             self.cluster.sql(f'ALTER DATABASE "{here}_away" RENAME TO "{here}"')
 
     def close(self) -> None:
-        """Remove what was made."""
-        for name in self._names.values():
-            self.cluster.discard(name)
+        """Remove what was made, or keep it for who wants the same."""
+        for key, name in self._names.items():
+            if key in self._kinds:
+                _spare.setdefault((self.cluster.port, self._kinds[key]), []).append(
+                    name
+                )
+            else:
+                self.cluster.discard(name)
         self._names.clear()
+        self._kinds.clear()
 
 
 Engine = Sqlite | Postgresql
 SQLITE = Sqlite()
 ENGINES = {"sqlite": Sqlite, "postgresql": Postgresql}
-_templates: dict[tuple[int, str], str] = {}  # by the cluster's port and the kind
+_spare: dict[tuple[int, str], list[str]] = {}  # by the cluster's port and the kind
 _places: dict[pathlib.Path, Engine] = {}
+# Making a database takes as long as a hundred of these.
+EMPTY = """
+DO $$
+DECLARE one text;
+BEGIN
+    PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid();
+    FOR one IN SELECT tablename FROM pg_tables WHERE schemaname = 'public'
+        AND tablename NOT IN ('meta', 'alembic_version')
+    LOOP EXECUTE format('DELETE FROM %I', one); END LOOP;
+    FOR one IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public'
+    LOOP EXECUTE format('ALTER SEQUENCE %I RESTART', one); END LOOP;
+END $$
+"""
 
 
-async def _stamped(cluster: postgresql.Cluster, kind: str) -> str:
-    """Copy a database that was made once, and give the copy its own identity."""
-    key = cluster.port, kind
-    if key not in _templates:
+async def _fresh(cluster: postgresql.Cluster, kind: str) -> str:
+    """Return a database as it is when it was just made: a new one, or an old one
+    without what was in it, under a new identity."""
+    spare = _spare.get((cluster.port, kind))
+    if not spare:
         name = cluster.database()
         await migrate_database(cluster.url(name), kind, SystemClock())
-        _templates[key] = name
-    made = cluster.database(_templates[key])
-    cluster.sql("UPDATE meta SET uuid = $1", os.urandom(16), database=made)
-    return made
+        return name
+    name = spare.pop()
+    cluster.sql(EMPTY, database=name)
+    cluster.sql("UPDATE meta SET uuid = $1", os.urandom(16), database=name)
+    return name
 
 
 def _settings(shards: list[str], **others: str) -> str:

@@ -67,7 +67,7 @@ async def account(db: Database, local: str, domain: str = "example.org") -> int:
 
 
 def test_every_change_raises_the_version_and_stamps_the_account(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def scenario(db: Database) -> None:
         seen = 0
@@ -104,10 +104,10 @@ def test_every_change_raises_the_version_and_stamps_the_account(
             await db.write(unit, 0, args)
             assert await changed() == set(), unit
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_credential_versions_never_come_again(tmp_path: pathlib.Path) -> None:
+def test_credential_versions_never_come_again(place: pathlib.Path) -> None:
     async def scenario(db: Database) -> None:
         one = await account(db, "one")
         versions = set()
@@ -129,10 +129,10 @@ def test_credential_versions_never_come_again(tmp_path: pathlib.Path) -> None:
         assert login.credentials[0].hash == "rehashed"
         assert login.credentials[0].version == before
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_removed_accounts_keep_their_id_for_ever(tmp_path: pathlib.Path) -> None:
+def test_removed_accounts_keep_their_id_for_ever(place: pathlib.Path) -> None:
     async def scenario(db: Database) -> None:
         one = await account(db, "one")
         await db.write(directory.remove_account, one, None)
@@ -146,10 +146,10 @@ def test_removed_accounts_keep_their_id_for_ever(tmp_path: pathlib.Path) -> None
         record = await db.read(directory_read.account, one, None)
         assert record.state != DELETED
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_a_lost_account_is_restored_under_its_id(tmp_path: pathlib.Path) -> None:
+def test_a_lost_account_is_restored_under_its_id(place: pathlib.Path) -> None:
     """Ids go on behind it, and those between are never given out."""
 
     async def scenario(db: Database) -> None:
@@ -177,10 +177,10 @@ def test_a_lost_account_is_restored_under_its_id(tmp_path: pathlib.Path) -> None
         records = await db.read(directory.list_accounts, 0, (0, 100))
         assert len(records) == 4
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_domains_keep_keys_and_count_addresses(tmp_path: pathlib.Path) -> None:
+def test_domains_keep_keys_and_count_addresses(place: pathlib.Path) -> None:
     async def scenario(db: Database) -> None:
         keys = (DkimKey("a", "rsa", "p1", "t1"), DkimKey("b", "ed25519", "p2", "t2"))
         await db.write(directory.add_domain, 0, AddDomain("x.example", keys))
@@ -197,10 +197,10 @@ def test_domains_keep_keys_and_count_addresses(tmp_path: pathlib.Path) -> None:
         await db.write(directory.add_domain, 0, AddDomain("x.example"))
         assert await db.read(directory_read.dkim_keys, 0, "x.example") == ()
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_resolving_agrees_with_a_naive_model(tmp_path: pathlib.Path) -> None:
+def test_resolving_agrees_with_a_naive_model(place: pathlib.Path) -> None:
     """Random aliases over ten names; the model expands a plain dict."""
     rng = random.Random(7)
     names = [f"n{i}" for i in range(10)]
@@ -239,10 +239,10 @@ def test_resolving_agrees_with_a_naive_model(tmp_path: pathlib.Path) -> None:
             wanted = {a for a in graph if name in model(graph, a, set())} | {name}
             assert own == {f"{a}@example.org" for a in wanted}
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_a_large_alias_is_refused_not_cut(tmp_path: pathlib.Path) -> None:
+def test_a_large_alias_is_refused_not_cut(place: pathlib.Path) -> None:
     async def scenario(db: Database) -> None:
         number = await account(db, "one")
         many = tuple(f"u{n}@else.example" for n in range(201))
@@ -265,7 +265,7 @@ def test_a_large_alias_is_refused_not_cut(tmp_path: pathlib.Path) -> None:
             await db.read(directory_read.resolve, 0, Lookup("all", "example.org"))
         assert caught.value.kind is Kind.LIMIT
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
 # --- plans -------------------------------------------------------------------

@@ -225,14 +225,14 @@ def test_cached_answers_cost_microseconds_and_changes_show_at_once(
     run(place, scenario)
 
 
-def test_another_process_is_noticed_within_the_poll(place: pathlib.Path) -> None:
+def test_another_process_is_noticed_within_the_poll(tmp_path: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         check = p.authenticator.check_password
         who = await check(
             "alice@example.org", SECRET.encode(), peer="192.0.2.1", protocol="imap"
         )
         assert await targets(p, "alice@example.org") == [(1, "")]
-        other = sqlite3.connect(place / "directory.db")
+        other = sqlite3.connect(tmp_path / "directory.db")
         with other:
             other.execute("UPDATE directory_state SET version = version + 1")
             (version,) = other.execute("SELECT version FROM directory_state").fetchone()
@@ -251,13 +251,13 @@ def test_another_process_is_noticed_within_the_poll(place: pathlib.Path) -> None
         with pytest.raises(MailError):
             p.directory.shard_of(1)
 
-    run(place, scenario)
+    run(tmp_path, scenario)
 
 
-def test_watch_notices_without_being_asked(place: pathlib.Path) -> None:
+def test_watch_notices_without_being_asked(tmp_path: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         task = asyncio.create_task(p.directory.watch())
-        other = sqlite3.connect(place / "directory.db")
+        other = sqlite3.connect(tmp_path / "directory.db")
         with other:
             other.execute("UPDATE directory_state SET version = version + 1")
             other.execute(
@@ -274,7 +274,7 @@ def test_watch_notices_without_being_asked(place: pathlib.Path) -> None:
                 await asyncio.sleep(0.01)
         task.cancel()
 
-    run(place, scenario)
+    run(tmp_path, scenario)
 
 
 def test_unknown_accounts_have_no_shard(place: pathlib.Path) -> None:

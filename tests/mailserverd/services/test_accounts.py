@@ -47,7 +47,7 @@ async def refused(kind: Kind, awaitable: Awaitable[Any]) -> str:
     return caught.value.text
 
 
-def test_a_new_account_logs_in_and_gets_mail_at_once(tmp_path: pathlib.Path) -> None:
+def test_a_new_account_logs_in_and_gets_mail_at_once(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         made = await p.accounts.account_add(
             "Alice@Example.ORG", SECRET, name="Alice", quota=1000
@@ -69,10 +69,10 @@ def test_a_new_account_logs_in_and_gets_mail_at_once(tmp_path: pathlib.Path) -> 
             0,
         )
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_mistakes_have_their_own_refusals(tmp_path: pathlib.Path) -> None:
+def test_mistakes_have_their_own_refusals(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         add = p.accounts.account_add
         await add("alice@example.org", SECRET)
@@ -89,10 +89,10 @@ def test_mistakes_have_their_own_refusals(tmp_path: pathlib.Path) -> None:
         await refused(Kind.INVALID, p.accounts.domain_add("not a domain"))
         await refused(Kind.ALREADY_EXISTS, p.accounts.domain_add("EXAMPLE.org"))
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_dry_runs_change_nothing(tmp_path: pathlib.Path) -> None:
+def test_dry_runs_change_nothing(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         a = p.accounts
         await a.account_add("alice@example.org", SECRET)
@@ -110,11 +110,11 @@ def test_dry_runs_change_nothing(tmp_path: pathlib.Path) -> None:
             "alice@example.org", SECRET.encode(), **PEER
         )
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
 def test_removal_ends_everything_and_ids_are_not_used_again(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def scenario(p: People) -> None:
         a = p.accounts
@@ -144,30 +144,30 @@ def test_removal_ends_everything_and_ids_are_not_used_again(
         assert again["account"] > made["account"]
         assert await a.alias_list() == []
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_accounts_spread_over_shards(tmp_path: pathlib.Path) -> None:
+def test_accounts_spread_over_shards(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         for n in range(8):
             await p.accounts.account_add(f"u{n}@example.org", SECRET)
         rows = await p.accounts.account_list()
         assert sorted(row["shard"] for row in rows) == [0, 0, 1, 1, 2, 2, 3, 3]
 
-    run(tmp_path, scenario, shards=4)
+    run(place, scenario, shards=4)
 
 
 def test_a_shard_that_is_not_configured_is_unavailable_not_empty(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def first(p: People) -> None:
         for n in range(2):
             await p.accounts.account_add(f"u{n}@example.org", SECRET)
 
-    run(tmp_path, first, shards=2)
+    run(place, first, shards=2)
 
     async def second() -> None:
-        async with people(tmp_path, shards=1) as p:
+        async with people(place, shards=1) as p:
             found = await p.directory.account_by_address("u1@example.org")
             assert found is not None
             read = p.shards.read(system(found.account_id), shard_units.state, None)
@@ -180,7 +180,7 @@ def test_a_shard_that_is_not_configured_is_unavailable_not_empty(
     asyncio.run(second())
 
 
-def test_what_a_crash_left_is_cleared_at_start(tmp_path: pathlib.Path) -> None:
+def test_what_a_crash_left_is_cleared_at_start(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         gone = await p.accounts.account_add("old@example.org", SECRET)
         await p.directory.write(units.remove_account, gone["account"], None)
@@ -192,11 +192,11 @@ def test_what_a_crash_left_is_cleared_at_start(tmp_path: pathlib.Path) -> None:
         assert len(p.forgotten) == 2
         await p.accounts.account_add("new@example.org", SECRET)
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
 def test_domain_removal_is_refused_while_it_has_addresses(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def scenario(p: People) -> None:
         a = p.accounts
@@ -212,10 +212,10 @@ def test_domain_removal_is_refused_while_it_has_addresses(
         assert not await p.directory.is_local("example.org")
         await refused(Kind.NOT_FOUND, a.domain_remove("example.org"))
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_aliases_are_checked_when_made(tmp_path: pathlib.Path) -> None:
+def test_aliases_are_checked_when_made(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         a = p.accounts
         alice = await a.account_add("alice@example.org", SECRET)
@@ -240,10 +240,10 @@ def test_aliases_are_checked_when_made(tmp_path: pathlib.Path) -> None:
         await refused(Kind.NOT_FOUND, a.alias_remove("sales@example.org"))
         await refused(Kind.NOT_FOUND, a.alias_remove("alice@example.org"))
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_international_domains_are_one_domain(tmp_path: pathlib.Path) -> None:
+def test_international_domains_are_one_domain(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         made = await p.accounts.domain_add("bücher.example")
         assert made["domain"] == "xn--bcher-kva.example"
@@ -251,10 +251,10 @@ def test_international_domains_are_one_domain(tmp_path: pathlib.Path) -> None:
         for form in ("Žofie@bücher.example", "žofie@xn--bcher-kva.example"):
             assert await p.directory.resolve(form) is not None
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_app_passwords_come_and_go_alone(tmp_path: pathlib.Path) -> None:
+def test_app_passwords_come_and_go_alone(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         a, token = p.accounts, "tok-EN_0123456789abc"
         await a.account_add("alice@example.org", SECRET)
@@ -276,10 +276,10 @@ def test_app_passwords_come_and_go_alone(tmp_path: pathlib.Path) -> None:
             Kind.AUTH_FAILED, check("alice@example.org", token.encode(), **PEER)
         )
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_domain_dns_names_every_record(tmp_path: pathlib.Path) -> None:
+def test_domain_dns_names_every_record(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         found = (await p.accounts.domain_dns("example.org"))["records"]
         by_name = {(r["name"], r["type"]): r["value"] for r in found}
@@ -297,11 +297,11 @@ def test_domain_dns_names_every_record(tmp_path: pathlib.Path) -> None:
             assert (f"{service}._tcp.example.org", "SRV") in by_name
         assert "PRIVATE" not in str(found)
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
 @pytest.mark.skipif(not knot.available(), reason="knot is not installed")
-def test_domain_dns_check_compares_with_the_live_dns(tmp_path: pathlib.Path) -> None:
+def test_domain_dns_check_compares_with_the_live_dns(place: pathlib.Path) -> None:
     with knot.Knot({"example.org": "@ MX 10 elsewhere"}) as dns:
 
         async def scenario(p: People) -> None:
@@ -317,11 +317,11 @@ def test_domain_dns_check_compares_with_the_live_dns(tmp_path: pathlib.Path) -> 
             result = await p.accounts.domain_dns("example.org", check=True)
             assert [r for r in result["check"] if not r["ok"]] == []
 
-        run(tmp_path, scenario, dns_servers=(dns.server,))
+        run(place, scenario, dns_servers=(dns.server,))
 
 
 def test_domain_dns_check_gives_up_on_silent_servers(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dns_check, "TIMEOUT", 0.2)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
@@ -334,4 +334,4 @@ def test_domain_dns_check_gives_up_on_silent_servers(
             assert not any(line["ok"] for line in result["check"])
             assert "DNS failure" in result["check"][1]["text"]
 
-        run(tmp_path, scenario, dns_servers=(server,))
+        run(place, scenario, dns_servers=(server,))

@@ -15,9 +15,9 @@ from storage.model import MailboxPatch, NewMailbox
 from tests.lib.office import ME, OTHER, mail, office
 
 
-def test_the_list_is_cached_and_always_true(tmp_path):
+def test_the_list_is_cached_and_always_true(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             first = await it.mailboxes.list(ME)
             assert await it.mailboxes.list(ME) is first
             await it.add(mail("one"))
@@ -30,11 +30,11 @@ def test_the_list_is_cached_and_always_true(tmp_path):
     asyncio.run(run())
 
 
-def test_the_cache_is_bounded(tmp_path, monkeypatch):
+def test_the_cache_is_bounded(place, monkeypatch):
     monkeypatch.setattr(service, "CACHED", 10)
 
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             mine = await it.mailboxes.list(ME)
             await it.mailboxes.list(OTHER)
             assert await it.mailboxes.list(ME) is not mine
@@ -42,11 +42,11 @@ def test_the_cache_is_bounded(tmp_path, monkeypatch):
     asyncio.run(run())
 
 
-def test_a_list_that_is_brought_up_to_date_is_what_a_new_one_would_be(tmp_path):
+def test_a_list_that_is_brought_up_to_date_is_what_a_new_one_would_be(place):
     """Whatever happened meanwhile; one changed mailbox of many is read alone."""
 
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             for name in ("a", "a/b", "c"):
                 await it.mailboxes.create_path(ME, name)
             boxes = {m.path: m.mailbox_id for m in await listed(it)}
@@ -80,9 +80,9 @@ def test_a_list_that_is_brought_up_to_date_is_what_a_new_one_would_be(tmp_path):
     asyncio.run(run())
 
 
-def test_only_changed_mailboxes_are_read_again(tmp_path):
+def test_only_changed_mailboxes_are_read_again(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             for number in range(50):
                 await it.mailboxes.create_path(ME, f"x{number}")
             before = await it.mailboxes.list(ME)
@@ -97,9 +97,9 @@ def test_only_changed_mailboxes_are_read_again(tmp_path):
     asyncio.run(run())
 
 
-def test_what_changes_is_announced_and_nothing_else(tmp_path):
+def test_what_changes_is_announced_and_nothing_else(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             box = await it.mailboxes.create(ME, NewMailbox("x"))
             await it.mailboxes.update(ME, MailboxPatch(box.mailbox_id, name="y"))
             await it.mailboxes.update(ME, MailboxPatch(box.mailbox_id, name="y"))
@@ -117,9 +117,9 @@ def test_what_changes_is_announced_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("principal", [2, 7])
-def test_another_principal_is_refused_everywhere(tmp_path, principal):
+def test_another_principal_is_refused_everywhere(place, principal):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             stranger = Access(principal, 1)
             for call in (
                 it.mailboxes.list(stranger),
@@ -141,11 +141,11 @@ def test_another_principal_is_refused_everywhere(tmp_path, principal):
     asyncio.run(run())
 
 
-def test_a_full_mailbox_goes_in_pieces(tmp_path, monkeypatch):
+def test_a_full_mailbox_goes_in_pieces(place, monkeypatch):
     monkeypatch.setattr(service, "EMPTY_AT_ONCE", 3)
 
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             box = await it.mailboxes.create_path(ME, "full")
             for number in range(8):
                 await it.add(mail(f"n{number}"), mailboxes=(box.mailbox_id,))
@@ -162,9 +162,9 @@ def test_a_full_mailbox_goes_in_pieces(tmp_path, monkeypatch):
     asyncio.run(run())
 
 
-def test_changes_of_mailboxes(tmp_path):
+def test_changes_of_mailboxes(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             since = (await it.mailboxes.state(ME)).mailbox
             box = await it.mailboxes.create(ME, NewMailbox("x"))
             await it.add(mail("one"))

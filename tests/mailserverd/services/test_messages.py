@@ -28,12 +28,12 @@ from tests.lib.office import ME, OTHER, mail, office
 ALL = Column.BASIC | Column.LIST | Column.MAILBOXES
 
 
-def test_a_view_is_read_in_chunks_while_mail_arrives(tmp_path, monkeypatch):
+def test_a_view_is_read_in_chunks_while_mail_arrives(place, monkeypatch):
     monkeypatch.setattr(views, "FIRST", 3)
     monkeypatch.setattr(views, "CHUNK", 2)
 
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             for number in range(11):
                 await it.add(mail(f"n{number}"))
             words = Flags(1, ("$junk",))
@@ -72,13 +72,13 @@ def shown(view):
     ]
 
 
-def test_changes_between_chunks_are_mended(tmp_path, monkeypatch):
+def test_changes_between_chunks_are_mended(place, monkeypatch):
     """Between two chunks the mailbox changes: the view is still of one moment."""
     monkeypatch.setattr(views, "FIRST", 2)
     monkeypatch.setattr(views, "CHUNK", 2)
 
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             for number in range(6):
                 await it.add(mail(f"n{number}"))
             reads = 0
@@ -102,13 +102,13 @@ def test_changes_between_chunks_are_mended(tmp_path, monkeypatch):
     asyncio.run(run())
 
 
-def test_large_sets_are_cut_into_units(tmp_path, monkeypatch):
+def test_large_sets_are_cut_into_units(place, monkeypatch):
     monkeypatch.setattr(service, "FEW", 3)
     monkeypatch.setattr(service, "CHUNK", 4)
     monkeypatch.setattr(service, "STORE_CHUNK", 5)
 
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             for number in range(13):
                 await it.add(mail(f"n{number}"))
             uids = array("I", range(1, 14))
@@ -138,12 +138,12 @@ def test_large_sets_are_cut_into_units(tmp_path, monkeypatch):
     asyncio.run(run())
 
 
-def test_a_large_copy_is_all_or_nothing(tmp_path, monkeypatch):
+def test_a_large_copy_is_all_or_nothing(place, monkeypatch):
     monkeypatch.setattr(service, "FEW", 1)
     monkeypatch.setattr(copying, "CHUNK", 3)
 
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             for number in range(8):
                 await it.add(mail(f"n{number}"))
             uids = list(range(1, 9))
@@ -167,12 +167,12 @@ def test_a_large_copy_is_all_or_nothing(tmp_path, monkeypatch):
     asyncio.run(run())
 
 
-def test_a_large_copy_outlives_the_session_that_asked(tmp_path, monkeypatch):
+def test_a_large_copy_outlives_the_session_that_asked(place, monkeypatch):
     monkeypatch.setattr(service, "FEW", 1)
     monkeypatch.setattr(copying, "CHUNK", 2)
 
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             for number in range(8):
                 await it.add(mail(f"n{number}"))
             copy = it.messages.copy(ME, 1, list(range(1, 9)), 2)
@@ -190,9 +190,9 @@ def test_a_large_copy_outlives_the_session_that_asked(tmp_path, monkeypatch):
     asyncio.run(run())
 
 
-def test_content_is_read_whole_and_in_part(tmp_path):
+def test_content_is_read_whole_and_in_part(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             raw = mail("one", "x" * 400_000)
             added = await it.add(raw)
             number = added.email_id
@@ -209,9 +209,9 @@ def test_content_is_read_whole_and_in_part(tmp_path):
     asyncio.run(run())
 
 
-def test_uploads_are_the_accounts_own_and_expire(tmp_path):
+def test_uploads_are_the_accounts_own_and_expire(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             first = await it.messages.upload(ME, b"hello", "text/plain")
             file = io.BytesIO(b"world" * 1000)
             second = await it.messages.upload(ME, (file, 5000), "image/png")
@@ -230,11 +230,11 @@ def test_uploads_are_the_accounts_own_and_expire(tmp_path):
     asyncio.run(run())
 
 
-def test_ids_of_another_account_do_nothing(tmp_path):
+def test_ids_of_another_account_do_nothing(place):
     """Both accounts have an email 1 and a mailbox 1; neither sees the other's."""
 
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             await it.add(mail("mine"))
             await it.add(mail("theirs"), OTHER)
             await it.add(mail("theirs too"), OTHER)
@@ -252,9 +252,9 @@ def test_ids_of_another_account_do_nothing(tmp_path):
     asyncio.run(run())
 
 
-def test_another_principal_is_refused_everywhere(tmp_path):
+def test_another_principal_is_refused_everywhere(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             await it.add(mail("mine"))
             me = Access(2, 1)
             uids = array("I", [1])
@@ -292,9 +292,9 @@ def test_another_principal_is_refused_everywhere(tmp_path):
     asyncio.run(run())
 
 
-def test_changes_and_threads(tmp_path):
+def test_changes_and_threads(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             since = (await it.mailboxes.state(ME)).email
             await it.add(mail("one", Message_ID="<a@x>"))
             await it.add(mail("Re: one", Message_ID="<b@x>", References="<a@x>"))
@@ -311,9 +311,9 @@ def test_changes_and_threads(tmp_path):
     asyncio.run(run())
 
 
-def test_every_write_is_announced(tmp_path):
+def test_every_write_is_announced(place):
     async def run():
-        async with office(tmp_path) as it:
+        async with office(place) as it:
             await it.add(mail("one"))
             it.heard.clear()
             seen = StoreFlags(1, array("I", [1]), FlagChange.ADD, Flags(1), True)

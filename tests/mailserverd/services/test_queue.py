@@ -103,13 +103,13 @@ async def bench(
 
 
 def run(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
     steps: Callable[[Bench], Awaitable[None]],
     *features: str,
     **settings: Any,
 ) -> None:
     async def main() -> None:
-        async with bench(tmp_path, *features, **settings) as it:
+        async with bench(place, *features, **settings) as it:
             await steps(it)
 
     asyncio.run(main())
@@ -127,7 +127,7 @@ def rcpts(it: Bench) -> int:
     return sum(line.startswith("RCPT") for line in it.sink.commands)
 
 
-def test_a_message_leaves_without_our_return_path(tmp_path: pathlib.Path) -> None:
+def test_a_message_leaves_without_our_return_path(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         queue_id = await it.submit(FRIEND)
         assert await it.step() == 1
@@ -143,19 +143,19 @@ def test_a_message_leaves_without_our_return_path(tmp_path: pathlib.Path) -> Non
         assert await it.host.mail(ALICE) == []  # success is not reported unasked
         assert await it.step(10 * 86400) == 0
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_one_transaction_per_domain(tmp_path: pathlib.Path) -> None:
+def test_one_transaction_per_domain(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         await it.submit("x@a.example", "y@a.example", "z@b.example")
         await it.step()
         assert sorted(len(t.rcpt) for t in it.sink.taken) == [1, 2]
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_pauses_double_up_to_the_longest(tmp_path: pathlib.Path) -> None:
+def test_pauses_double_up_to_the_longest(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         it.sink.answers["RCPT"] = "451 4.7.1 greylisted"
         queue_id = await it.submit(FRIEND)
@@ -170,7 +170,7 @@ def test_pauses_double_up_to_the_longest(tmp_path: pathlib.Path) -> None:
             it.clock.move(2)
         assert pauses == [60, 120, 240, 480, 960, 1920, 3840, 7200, 7200]
 
-    run(tmp_path, steps, retry_max=7200, delay_notice=0)
+    run(place, steps, retry_max=7200, delay_notice=0)
 
 
 def test_jitter_spreads_by_a_quarter() -> None:
@@ -180,7 +180,7 @@ def test_jitter_spreads_by_a_quarter() -> None:
     assert settings.pause(500, 0.5) == 4 * HOUR
 
 
-def test_a_delay_is_told_once_then_the_failure(tmp_path: pathlib.Path) -> None:
+def test_a_delay_is_told_once_then_the_failure(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         it.sink.answers["RCPT"] = "451 4.2.1 later"
         queue_id = await it.submit(FRIEND)
@@ -205,10 +205,10 @@ def test_a_delay_is_told_once_then_the_failure(tmp_path: pathlib.Path) -> None:
         assert await it.step(86400) == 0
         assert len(await it.host.mail(ALICE)) == 2
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_refusal_comes_back_at_once(tmp_path: pathlib.Path) -> None:
+def test_a_refusal_comes_back_at_once(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         it.sink.answers["RCPT"] = ["250 ok", "550 5.1.1 unknown"]
         await it.submit("good@a.example", "bad@a.example")
@@ -220,7 +220,7 @@ def test_a_refusal_comes_back_at_once(tmp_path: pathlib.Path) -> None:
         assert b"Remote-MTA: dns; mx.a.example" in report
         assert len(it.sink.taken) == 1
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_refusal_comes_back_at_once(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_wishes_are_honoured(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
     notify: tuple[str, ...],
     reply: str,
     features: tuple[str, ...],
@@ -251,10 +251,10 @@ def test_wishes_are_honoured(
             assert b"Action: " + action in reports[0]
             assert b"Original-Recipient: rfc822; orig@a.example" in reports[0]
 
-    run(tmp_path, steps, *features)
+    run(place, steps, *features)
 
 
-def test_a_bounce_is_never_bounced(tmp_path: pathlib.Path) -> None:
+def test_a_bounce_is_never_bounced(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         it.sink.answers["RCPT"] = "550 5.1.1 no"
         await it.host.accounts.alias_add("out@example.org", [FRIEND])
@@ -270,10 +270,10 @@ def test_a_bounce_is_never_bounced(tmp_path: pathlib.Path) -> None:
         assert senders[1].startswith("MAIL FROM:<>")
         assert len(senders) == 2
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_report_to_a_sender_that_is_gone_is_dropped(tmp_path: pathlib.Path) -> None:
+def test_a_report_to_a_sender_that_is_gone_is_dropped(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         it.sink.answers["RCPT"] = "550 5.1.1 no"
         await it.submit(FRIEND)
@@ -282,10 +282,10 @@ def test_a_report_to_a_sender_that_is_gone_is_dropped(tmp_path: pathlib.Path) ->
         assert (await it.host.queue.stats()).notices == 0
         assert await it.host.mail(BOB) == []
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_local_recipient_needs_no_smtp(tmp_path: pathlib.Path) -> None:
+def test_a_local_recipient_needs_no_smtp(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         queue_id = await it.submit(BOB, send_at=it.clock.now() + 60)
         assert await it.step() == 0
@@ -296,10 +296,10 @@ def test_a_local_recipient_needs_no_smtp(tmp_path: pathlib.Path) -> None:
         assert (await it.recipient(queue_id)).state is State.DELIVERED
         assert it.sink.connections == 0
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_commands_take_effect_at_once(tmp_path: pathlib.Path) -> None:
+def test_commands_take_effect_at_once(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         queue = it.host.queue
         it.sink.answers["RCPT"] = ["451 later", "250 ok"]
@@ -319,10 +319,10 @@ def test_commands_take_effect_at_once(tmp_path: pathlib.Path) -> None:
         assert len(it.sink.taken) == 2
         assert await it.host.mail(ALICE) == []
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_what_a_crash_interrupted_is_tried_again(tmp_path: pathlib.Path) -> None:
+def test_what_a_crash_interrupted_is_tried_again(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         queue_id = await it.submit(FRIEND)
         (claim,) = await it.host.queue.claim()  # by a process that dies now
@@ -334,10 +334,10 @@ def test_what_a_crash_interrupted_is_tried_again(tmp_path: pathlib.Path) -> None
         done = await it.host.queue.finish(claim, [Outcome(0, State.FAILED)])
         assert done.fenced == (0,)
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_missing_blob_is_a_temporary_failure(tmp_path: pathlib.Path) -> None:
+def test_a_missing_blob_is_a_temporary_failure(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         queue_id = await it.submit(FRIEND)
 
@@ -352,11 +352,11 @@ def test_a_missing_blob_is_a_temporary_failure(tmp_path: pathlib.Path) -> None:
         await it.step(HOUR)
         assert (await it.recipient(queue_id)).state is State.DELIVERED
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
 def test_an_outcome_that_cannot_be_written_at_once_is_not_forgotten(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def steps(it: Bench) -> None:
         queue_id = await it.submit(FRIEND)
@@ -373,10 +373,10 @@ def test_an_outcome_that_cannot_be_written_at_once_is_not_forgotten(
         assert (await it.recipient(queue_id)).state is State.DELIVERED
         assert it.sink.connections == 1
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_destination_has_its_share_and_no_more(tmp_path: pathlib.Path) -> None:
+def test_a_destination_has_its_share_and_no_more(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         it.sink.answers["DATA"] = SILENT
         for _ in range(6):
@@ -388,10 +388,10 @@ def test_a_destination_has_its_share_and_no_more(tmp_path: pathlib.Path) -> None
         await it.runner.settle()
         assert it.sink.connections == 3
 
-    run(tmp_path, steps, per_destination=2)
+    run(place, steps, per_destination=2)
 
 
-def test_the_loop_wakes_for_new_mail(tmp_path: pathlib.Path) -> None:
+def test_the_loop_wakes_for_new_mail(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         loop = asyncio.ensure_future(it.runner.run())
         it.sink.answers["RCPT"] = ["250 ok", "550 5.1.1 no"]
@@ -406,10 +406,10 @@ def test_the_loop_wakes_for_new_mail(tmp_path: pathlib.Path) -> None:
             loop.cancel()
             await asyncio.wait([loop])
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_draining_lets_attempts_end(tmp_path: pathlib.Path) -> None:
+def test_draining_lets_attempts_end(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         queue_id = await it.submit(FRIEND)
         await it.runner.claim()
@@ -421,10 +421,10 @@ def test_draining_lets_attempts_end(tmp_path: pathlib.Path) -> None:
         await it.runner.drain()
         assert (await it.recipient(second)).state is State.QUEUED
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_large_and_eight_bit_messages(tmp_path: pathlib.Path) -> None:
+def test_large_and_eight_bit_messages(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         body = b"\xc3\xbc" * 400 + b"\r\n"
         message = MESSAGE + body * 2000  # more than is held in memory
@@ -440,4 +440,4 @@ def test_large_and_eight_bit_messages(tmp_path: pathlib.Path) -> None:
         assert taken.data.endswith(message)
         assert taken.data.startswith(b"Authentication-Results:")
 
-    run(tmp_path, steps, "8BITMIME", "SIZE 50000000")
+    run(place, steps, "8BITMIME", "SIZE 50000000")

@@ -25,7 +25,7 @@ MESSAGE = (
 
 
 def run(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
     steps: Callable[[MailHost], Awaitable[None]],
     *addresses: str,
     **how: Any,
@@ -33,7 +33,7 @@ def run(
     """Run steps with a mail host."""
 
     async def main() -> None:
-        async with mail_host(tmp_path, *addresses, **how) as host:
+        async with mail_host(place, *addresses, **how) as host:
             await steps(host)
 
     asyncio.run(main())
@@ -56,7 +56,7 @@ def break_shard(host: MailHost, number: int) -> Callable[[], None]:
 
 
 def test_the_message_follows_our_trace_fields_octet_by_octet(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def steps(host: MailHost) -> None:
         receipt = await host.send(MESSAGE, ALICE)
@@ -72,11 +72,11 @@ def test_the_message_follows_our_trace_fields_octet_by_octet(
         assert receipt.size == len(stored)
         assert receipt.added is not None
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
 def test_results_in_our_name_are_removed_and_others_kept(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     forged = (
         b"Authentication-Results: mx.example.org; dkim=pass\r\n"
@@ -92,10 +92,10 @@ def test_results_in_our_name_are_removed_and_others_kept(
             assert b"dkim=pass\r\nAUTH" not in stored
             assert stored.lower().count(b"mx.example.org;") == 1  # ours
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_message_of_many_hops_is_a_loop(tmp_path: pathlib.Path) -> None:
+def test_a_message_of_many_hops_is_a_loop(place: pathlib.Path) -> None:
     async def steps(host: MailHost) -> None:
         hops = b"Received: from a by b\r\n"
         with pytest.raises(MailError) as caught:
@@ -104,10 +104,10 @@ def test_a_message_of_many_hops_is_a_loop(tmp_path: pathlib.Path) -> None:
         await host.send(hops * 50 + MESSAGE, ALICE)
         assert len(await host.mail(ALICE)) == 1
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_large_message_is_stored_from_a_file(tmp_path: pathlib.Path) -> None:
+def test_a_large_message_is_stored_from_a_file(place: pathlib.Path) -> None:
     large = MESSAGE + (b"0123456789" * 7 + b"\r\n") * 20_000
 
     async def steps(host: MailHost) -> None:
@@ -122,20 +122,20 @@ def test_a_large_message_is_stored_from_a_file(tmp_path: pathlib.Path) -> None:
         access = await host.account(ALICE)
         assert len(await host.messages.read(access, 1, 0, 10)) == 10
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_everybody_gets_it_once(tmp_path: pathlib.Path) -> None:
+def test_everybody_gets_it_once(place: pathlib.Path) -> None:
     async def steps(host: MailHost) -> None:
         await host.accounts.alias_add("all@example.org", [ALICE, BOB])
         await host.send(MESSAGE, "all@example.org", ALICE, "alice+x@example.org", BOB)
         (one,), (two,) = await host.mail(ALICE), await host.mail(BOB)
         assert one == two
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_recipients_on_several_shards(tmp_path: pathlib.Path) -> None:
+def test_recipients_on_several_shards(place: pathlib.Path) -> None:
     people = [f"u{n}@example.org" for n in range(6)]
 
     async def steps(host: MailHost) -> None:
@@ -147,11 +147,11 @@ def test_recipients_on_several_shards(tmp_path: pathlib.Path) -> None:
         await host.acceptances.settle()
         assert (await host.queue.stats()).acceptances == 0
 
-    run(tmp_path, steps, *people, shards=3)
+    run(place, steps, *people, shards=3)
 
 
 def test_a_shard_that_is_down_gets_its_part_later_and_once(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     people = [f"u{n}@example.org" for n in range(4)]
 
@@ -173,10 +173,10 @@ def test_a_shard_that_is_down_gets_its_part_later_and_once(
         assert len({one[0] for one in bodies}) == 1
         assert (await host.queue.stats()).acceptances == 0
 
-    run(tmp_path, steps, *people, shards=2)
+    run(place, steps, *people, shards=2)
 
 
-def test_a_crash_before_the_note_repeats_nothing(tmp_path: pathlib.Path) -> None:
+def test_a_crash_before_the_note_repeats_nothing(place: pathlib.Path) -> None:
     people = [f"u{n}@example.org" for n in range(4)]
 
     async def steps(host: MailHost) -> None:
@@ -187,11 +187,11 @@ def test_a_crash_before_the_note_repeats_nothing(tmp_path: pathlib.Path) -> None
         assert [len(await host.mail(one)) for one in people] == [1] * 4
         assert (await host.queue.stats()).acceptances == 0
 
-    run(tmp_path, steps, *people, shards=2)
+    run(place, steps, *people, shards=2)
 
 
 def test_an_account_removed_meanwhile_does_not_block_the_others(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     people = [f"u{n}@example.org" for n in range(4)]
 
@@ -204,19 +204,19 @@ def test_an_account_removed_meanwhile_does_not_block_the_others(
         assert await host.acceptances.catch_up(host.deliver) == 0
         assert [len(await host.mail(one)) for one in people[1:]] == [1] * 3
 
-    run(tmp_path, steps, *people, shards=2)
+    run(place, steps, *people, shards=2)
 
 
-def test_a_key_delivers_once(tmp_path: pathlib.Path) -> None:
+def test_a_key_delivers_once(place: pathlib.Path) -> None:
     async def steps(host: MailHost) -> None:
         await host.send(MESSAGE, ALICE, key=b"k", trusted=True)
         await host.send(MESSAGE, ALICE, key=b"k", trusted=True)
         assert len(await host.mail(ALICE)) == 1
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_an_alias_forwards_to_another_server(tmp_path: pathlib.Path) -> None:
+def test_an_alias_forwards_to_another_server(place: pathlib.Path) -> None:
     async def steps(host: MailHost) -> None:
         await host.accounts.alias_add("out@example.org", [ALICE, "x@example.com"])
         receipt = await host.send(MESSAGE, "out@example.org")
@@ -225,17 +225,17 @@ def test_an_alias_forwards_to_another_server(tmp_path: pathlib.Path) -> None:
         assert entry.message.reverse_path == "s@example.net"
         assert [r.address for r in entry.recipients] == ["x@example.com"]
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_a_recipient_that_vanished_defers_the_message(tmp_path: pathlib.Path) -> None:
+def test_a_recipient_that_vanished_defers_the_message(place: pathlib.Path) -> None:
     async def steps(host: MailHost) -> None:
         for gone in ("gone@example.org", "relay@example.com"):
             with pytest.raises(MailError) as caught:
                 await host.send(MESSAGE, gone)
             assert caught.value.kind is Kind.UNAVAILABLE
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_recipient_that_vanished_defers_the_message(tmp_path: pathlib.Path) ->
     ],
 )
 def test_the_senders_policy_is_applied(
-    tmp_path: pathlib.Path, policy: str, kind: Kind | None, role: str
+    place: pathlib.Path, policy: str, kind: Kind | None, role: str
 ) -> None:
     records = {("_dmarc.example.net", "TXT"): [f"v=DMARC1; p={policy}".encode()]}
 
@@ -261,11 +261,11 @@ def test_the_senders_policy_is_applied(
         await host.send(MESSAGE, ALICE)
         assert len(await host.mail(ALICE, role)) == 1
 
-    run(tmp_path, steps, records=records)
+    run(place, steps, records=records)
 
 
 @pytest.mark.parametrize("accept", [True, False])
-def test_dns_that_fails_defers_or_marks(tmp_path: pathlib.Path, accept: bool) -> None:
+def test_dns_that_fails_defers_or_marks(place: pathlib.Path, accept: bool) -> None:
     records = {("_dmarc.example.net", "TXT"): FAILED}
 
     async def steps(host: MailHost) -> None:
@@ -278,10 +278,10 @@ def test_dns_that_fails_defers_or_marks(tmp_path: pathlib.Path, accept: bool) ->
         assert caught.value.kind is Kind.TEMPORARY_POLICY
 
     policy = InboundPolicy(accept_temperror=accept)
-    run(tmp_path, steps, records=records, policy=policy)
+    run(place, steps, records=records, policy=policy)
 
 
-def test_what_is_announced_can_be_read(tmp_path: pathlib.Path) -> None:
+def test_what_is_announced_can_be_read(place: pathlib.Path) -> None:
     async def steps(host: MailHost) -> None:
         access = await host.account(ALICE)
         seen: list[int] = []
@@ -290,10 +290,10 @@ def test_what_is_announced_can_be_read(tmp_path: pathlib.Path) -> None:
         assert receipt.added is not None
         assert seen == [receipt.added.modseq]
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_an_owner_appends_octets_as_they_are(tmp_path: pathlib.Path) -> None:
+def test_an_owner_appends_octets_as_they_are(place: pathlib.Path) -> None:
     odd = b"Subject: x\n\nbare\rlines\n\xff\0"
 
     async def steps(host: MailHost) -> None:
@@ -317,11 +317,11 @@ def test_an_owner_appends_octets_as_they_are(tmp_path: pathlib.Path) -> None:
             )
         assert caught.value.kind is Kind.FORBIDDEN
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
 def test_an_append_over_quota_is_refused_before_its_octets(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def steps(host: MailHost) -> None:
         await host.accounts.account_quota(ALICE, 1000)
@@ -330,10 +330,10 @@ def test_an_append_over_quota_is_refused_before_its_octets(
             await host.receive.open_append(access, (1,), Flags(), 5, 1001)
         assert caught.value.kind is Kind.OVER_QUOTA
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_the_blob_store_waits_for_nobody_afterwards(tmp_path: pathlib.Path) -> None:
+def test_the_blob_store_waits_for_nobody_afterwards(place: pathlib.Path) -> None:
     async def steps(host: MailHost) -> None:
         await host.send(MESSAGE, ALICE)
         with pytest.raises(MailError):
@@ -343,10 +343,10 @@ def test_the_blob_store_waits_for_nobody_afterwards(tmp_path: pathlib.Path) -> N
         aborted.abort()
         assert host.blobs._group._expected == 0
 
-    run(tmp_path, steps)
+    run(place, steps)
 
 
-def test_delivery_is_confirmed_to_who_asked(tmp_path: pathlib.Path) -> None:
+def test_delivery_is_confirmed_to_who_asked(place: pathlib.Path) -> None:
     async def steps(host: MailHost) -> None:
         to = (Recipient(ALICE, ("SUCCESS",), "rfc822;Alice+40example.org"),)
         envelope = Envelope(BOB, to, envid="id+2B1")
@@ -362,4 +362,4 @@ def test_delivery_is_confirmed_to_who_asked(tmp_path: pathlib.Path) -> None:
         assert b"Subject: hi" in report
         assert b"body" not in report.rpartition(b"rfc822-headers")[2]
 
-    run(tmp_path, steps)
+    run(place, steps)

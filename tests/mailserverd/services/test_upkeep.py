@@ -58,14 +58,14 @@ async def queued(host: MailHost) -> BlobRef:
     ("put", "fault"), [(unneeded, False), (delivered, True), (queued, True)]
 )
 def test_damage_is_a_fault_where_something_needed_lies(
-    tmp_path: pathlib.Path, put: Any, fault: bool
+    place: pathlib.Path, put: Any, fault: bool
 ) -> None:
     async def run() -> tuple[dict[str, Any], dict[str, Any]]:
-        async with mail_host(tmp_path) as host:
+        async with mail_host(place) as host:
             ref = await put(host)
             await host.blobs.put(b"the next record")
             before = await check(host)
-            damage(tmp_path, ref)
+            damage(place, ref)
             return before, await check(host)
 
     before, after = asyncio.run(run())
@@ -75,10 +75,10 @@ def test_damage_is_a_fault_where_something_needed_lies(
 
 
 def test_a_queued_message_without_its_record_is_a_fault(
-    tmp_path: pathlib.Path,
+    place: pathlib.Path,
 ) -> None:
     async def run() -> dict[str, Any]:
-        async with mail_host(tmp_path) as host:
+        async with mail_host(place) as host:
             ref = await queued(host)
             elsewhere = dataclasses.replace(ref, offset=ref.offset + 1)
             await host.queue.move_blobs([(ref, elsewhere)])
@@ -89,10 +89,10 @@ def test_a_queued_message_without_its_record_is_a_fault(
 
 
 def test_what_arrives_after_its_segment_was_read_is_no_fault(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> dict[str, Any]:
-        async with mail_host(tmp_path) as host:
+        async with mail_host(place) as host:
             await delivered(host)
             listed = host.blobs.list_blobs
 
