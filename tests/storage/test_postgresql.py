@@ -341,8 +341,26 @@ def test_who_waits_for_the_lock_too_long_is_unavailable(place, monkeypatch):
         await other.execute(f"SELECT pg_advisory_lock({LOCK}, 0)")
         found = await results(db.write(units.add, 1, 2), db.write(units.add, 2, 3))
         assert found == [Kind.UNAVAILABLE] * 2
+        assert await results(db.write(units.add, 1, 2)) == [Kind.UNAVAILABLE]
         await other.close()
         assert await db.write(units.add, 1, 4) == 4
+
+    run(url, scenario)
+
+
+def test_a_server_without_a_connection_left_is_unavailable(place):
+    server, name, url = place
+    database = f"ALTER DATABASE {name} CONNECTION LIMIT"
+
+    async def scenario(db):
+        assert await db.read(units.numbers, 0, None) == []
+        server.sql(f"{database} 0")
+        try:
+            found = await results(db.write(units.add, 1, 1), db.write(units.add, 2, 2))
+            assert found == [Kind.UNAVAILABLE] * 2
+        finally:
+            server.sql(f"{database} -1")
+        assert await db.write(units.add, 1, 3) == 3
 
     run(url, scenario)
 
