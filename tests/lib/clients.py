@@ -113,9 +113,13 @@ class Smtp(Stream):
 
     def __init__(self, port: int, *, tls: bool = False, greet: bool = True) -> None:
         super().__init__(port, tls=tls)
-        self.greeting = self.reply()
-        if greet:
-            self.ok("EHLO client.outside.test")
+        try:
+            self.greeting = self.reply()
+            if greet:
+                self.ok("EHLO client.outside.test")
+        except BaseException:
+            self.close()
+            raise
 
     def reply(self) -> tuple[int, str]:
         lines = []
