@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.lib.clients import CORE, Imap, Smtp
+from tests.lib.databases import SQLITE
 from tests.lib.siege import (
     ALICE,
     BOB,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.lib import daemon
-    from tests.lib.databases import Engine
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -51,9 +51,9 @@ def far() -> Iterator[Smarthost]:
 
 @pytest.fixture(scope="module")
 def ours(
-    engine: Engine, far: Smarthost, tmp_path_factory: pytest.TempPathFactory
+    far: Smarthost, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[daemon.Daemon]:
-    with besieged(tmp_path_factory.mktemp("siege") / "ours", far, engine) as made:
+    with besieged(tmp_path_factory.mktemp("siege") / "ours", far, SQLITE) as made:
         yield made
 
 

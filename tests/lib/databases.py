@@ -204,7 +204,34 @@ class Postgresql:
         self._kinds.clear()
 
 
-Engine = Sqlite | Postgresql
+class Mixed:
+    """A daemon's databases, one on this engine, the others on that."""
+
+    name = "mixed"
+    in_files = False
+
+    def __init__(self, one: str, here: Engine, others: Engine) -> None:
+        self.one, self.here, self.others = one, here, others
+
+    def url(self, directory: pathlib.Path, name: str) -> str:
+        """Return the URL of a database."""
+        return (self.here if name == self.one else self.others).url(directory, name)
+
+    def layout(self, home: pathlib.Path, shards: int) -> str:
+        """Return the settings of a daemon under ``home``."""
+        data = home / "data"
+        return _settings(
+            [self.url(data, f"shard-{n}") for n in range(shards)],
+            directory=self.url(data, "directory"),
+            queue=self.url(data, "queue"),
+        )
+
+    def serves(self, _home: pathlib.Path) -> bool:
+        """Tell nothing: a test looks at its status."""
+        return True
+
+
+Engine = Sqlite | Postgresql | Mixed
 SQLITE = Sqlite()
 ENGINES = {"sqlite": Sqlite, "postgresql": Postgresql}
 _spare: dict[tuple[int, str], list[str]] = {}  # by the cluster's port and the kind
