@@ -82,6 +82,7 @@ class Writer:
         self._owner = os.urandom(16)
         self._number = int.from_bytes(self._owner[:4], "big") >> 1 | 1  # not 0
         self._known = False  # whether our row of ``writer`` is there
+        self._now = 0.0  # as the units of the batch under way see it
         self._order = Order()
         self._suspects: collections.OrderedDict[Any, None] = collections.OrderedDict()
         self._labels = (COMMITS.labels(name), UNITS.labels(name))
@@ -139,7 +140,7 @@ class Writer:
 
     async def _attempt(self, units: list[Unit], *, alone: bool) -> None:
         """Run units in one transaction and commit it."""
-        batch = os.urandom(16)
+        batch, self._now = os.urandom(16), self._clock.now()
         if await self._link.open():
             await self._sweep()
         try:
@@ -264,7 +265,7 @@ class Writer:
 
     async def _side_by_side(self, units: Sequence[Unit], of: int) -> None:
         """Let units advance together; ``of`` is how many the transaction has."""
-        together = SideBySide(self._link, self._order, self._clock.now())
+        together = SideBySide(self._link, self._order, self._now)
         wrecks = await together.run(units)
         if wrecks and of > 1:
             for unit in wrecks:
@@ -273,9 +274,8 @@ class Writer:
 
     async def _one_by_one(self, units: Sequence[Unit]) -> None:
         """Run units each in a savepoint of its own."""
-        now = self._clock.now()
         for unit in units:
-            running = Running(unit.work, unit.account, unit.args, now)
+            running = Running(unit.work, unit.account, unit.args, self._now)
             await self._link.script("SAVEPOINT u")
             await drive(self._link, running)
             unit.result, unit.error = running.result, running.error
