@@ -6,13 +6,14 @@ import functools
 import hashlib
 import io
 import os
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailserverd.core.errors import Kind, MailError
-from tests.lib.blob_engines import ENGINES
+from tests.lib.blob_engines import DAMAGE, ENGINES
 from tests.lib.failing import MODES, FailingBlobStore
 
 TEXT = b"Subject: hello\r\n\r\n" + b"the quick brown fox jumps over the dog\r\n" * 300
@@ -256,18 +257,131 @@ def test_segments_are_listed_packed_anew_and_removed(engine):
     on(engine, look)
 
 
+@pytest.fixture
+def damage(request, tmp_path):
+    """Return a function that changes an octet of a record; nobody has it open."""
+    name = request.node.callspec.params["engine"]
+    return functools.partial(DAMAGE[name], tmp_path / "blobs")
+
+
+def test_damage_is_unavailable_listed_reported_and_never_copied(engine, damage):
+    contents = [os.urandom(5000) for _ in range(24)]
+
+    async def put(store):
+        return [await store.put(content) for content in contents]
+
+    async def look(store):
+        with pytest.raises(MailError) as caught:
+            await store.read(bad)
+        assert caught.value.kind is Kind.UNAVAILABLE
+        with pytest.raises(MailError):
+            async for _ in store.stream(bad):
+                pass
+        here = [ref for ref in refs if ref.segment == bad.segment]
+        assert await store.list_blobs(bad.segment) == here
+        told = []
+        reports = await store.verify(lambda report, of: told.append((report, of)))
+        assert told == [(report, len(reports)) for report in reports]
+        assert [r.segment for r in reports if r.damage] == [bad.segment]
+        (report,) = (r for r in reports if r.damage)
+        assert bad.offset in [one.offset for one in report.damage]
+        assert await store.verify_segment(bad.segment) == report
+        moved = await store.rewrite(here)
+        assert set(moved) == set(here) - {bad}
+        for ref, place in moved.items():
+            assert await store.read(place) == contents[refs.index(ref)]
+
+    refs = on(engine, put)
+    bad = refs[1]
+    damage(bad)
+    on(engine, look)
+
+
+def test_a_segment_that_is_written_is_not_removed(engine):
+    async def work(store):
+        ref = await store.put(TEXT)
+        infos = {info.segment: info for info in await store.segments()}
+        if not infos[ref.segment].sealed:
+            with pytest.raises(MailError) as caught:
+                await store.remove_segment(ref.segment)
+            assert caught.value.kind is Kind.INVALID
+        assert await store.read(ref) == TEXT
+
+    on(engine, work)
+
+
+def test_it_counts_puts_and_what_makes_them_durable(engine):
+    async def work(store):
+        before = store.stats()
+        await asyncio.gather(*(store.put(b"%d" % n) for n in range(100)))
+        after = store.stats()
+        assert after.puts - before.puts == 100
+        assert 1 <= after.batches - before.batches <= 20
+        assert 1 <= after.syncs - before.syncs <= 40  # a new segment takes some
+
+    on(engine, work)
+
+
+def test_a_rate_slows_copying_down(engine):
+    async def work(store):
+        refs = [await store.put(os.urandom(5000)) for _ in range(4)]
+        began = time.monotonic()
+        assert len(await store.rewrite(refs, 100_000)) == 4
+        assert time.monotonic() - began < 5
+        assert not await store.rewrite([])
+
+    on(engine, work)
+
+
+class Counting:
+    """Lets a store be asked for everything, and says what each answer was."""
+
+    def __init__(self, failing, ref):
+        self.failing = failing
+        self.ref = ref
+
+    async def streamed(self):
+        return b"".join([chunk async for chunk in self.failing.stream(self.ref)])
+
+    async def calls(self):
+        """Yield each answer, or None where it was a temporary error."""
+        failing, ref = self.failing, self.ref
+        for call in (
+            lambda: failing.put(TEXT),
+            lambda: failing.put_file(io.BytesIO(TEXT), len(TEXT)),
+            lambda: failing.read(ref),
+            self.streamed,
+            failing.segments,
+            lambda: failing.list_blobs(ref.segment),
+            failing.verify,
+            lambda: failing.verify_segment(ref.segment),
+            lambda: failing.rewrite([ref]),
+        ):
+            try:
+                yield await call()
+            except MailError as error:
+                assert error.temporary
+                yield None
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_failing_engine_fails_with_a_temporary_kind(engine, mode):
+    """What it does answer is true: nothing is missing, nothing is empty."""
+
     async def work(store):
         ref = await store.put(TEXT)
         failing = FailingBlobStore(store, mode)
-        for _ in range(12):
-            try:
-                assert await failing.read(await failing.put(TEXT)) == TEXT
-                async for _ in failing.stream(ref):
-                    pass
-            except MailError as e:
-                assert e.temporary
+        failing.delay = 0.003
+        for _ in range(3):
+            answers = [one async for one in Counting(failing, ref).calls()]
+            assert all(answers) or mode != "slowly"
+            assert not any(answers) or mode in {"slowly", "sometimes"}
+            assert answers[2] in {None, TEXT}
+            assert answers[3] in {None, TEXT}
+            assert answers[5] is None or ref in answers[5]
+            for put in answers[:2]:
+                assert put is None or await store.read(put) == TEXT
         assert failing.failed
+        assert await store.read(ref) == TEXT
 
     on(engine, work)

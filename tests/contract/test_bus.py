@@ -10,6 +10,7 @@ import pytest
 
 from storage.bus.local import LocalBus
 from storage.bus.sockets import SocketBus
+from tests.lib.failing import MODES, FailingBus
 from tests.lib.sharing import run_dir
 
 LIMIT = 10.0
@@ -174,5 +175,50 @@ def test_a_closed_bus_takes_what_is_said(bus):
         await subscribed(publisher, subscriber, 7)
         await publisher.close()
         publisher.publish(7, 1000)
+
+    bus(work)
+
+
+def test_a_new_subscription_hears_or_is_told_of_a_gap(bus):
+    """What was published before other processes knew of it may be missing."""
+
+    async def work(publisher, subscriber):
+        gaps, heard = [], Heard()
+        subscriber.on_gap(gaps.append)
+        subscriber.subscribe(7, heard)
+        publisher.publish(7, 5)
+        await until(lambda: heard or any(one is None or 7 in one for one in gaps))
+
+    bus(work)
+
+
+def test_nothing_it_is_told_makes_it_raise(bus):
+    async def work(publisher, subscriber):
+        for account in (-1, 0, 1, 2**62):
+            for modseq in (0, 1, 2**62):
+                publisher.publish(account, modseq)
+                subscriber.echo(account, modseq)
+        heard, _, at = await subscribed(publisher, subscriber, 7)
+        publisher.publish(7, at)
+        await until(lambda: heard == [(7, at)])
+
+    bus(work)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_failing_bus_raises_nothing_and_makes_nothing_up(bus, mode):
+    async def work(publisher, subscriber):
+        heard, _, at = await subscribed(publisher, subscriber, 7)
+        failing = FailingBus(publisher, mode)
+        for modseq in range(at, at + 50):
+            failing.publish(7, modseq)
+        failing.mode = "never"
+        if mode in {"slowly", "after"}:
+            await until(lambda: max(heard, default=(7, 0))[1] == at + 49)
+        failing.publish(7, at + 50)
+        await until(lambda: (7, at + 50) in heard)
+        assert {account for account, _ in heard} == {7}
+        assert {modseq for _, modseq in heard} <= set(range(at, at + 51))
+        assert failing.failed
 
     bus(work)

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from storage.cache.memory import OVERHEAD, MemoryCache
+from tests.lib.failing import MODES, FailingCache
 
 
 def test_what_was_put_is_got_until_it_is_replaced() -> None:
@@ -42,3 +45,25 @@ def test_it_never_holds_more_than_its_bound() -> None:
         assert cache.get(key) == value
     cache.put("huge", bytes(limit * 2))
     assert cache.get("huge") is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_failing_cache_forgets_and_never_lies(mode: str) -> None:
+    cache = FailingCache(MemoryCache(), mode)
+    found = []
+    for number in range(50):
+        cache.put(number % 7, b"%d" % number)
+        kept = cache.get(number % 7)
+        assert kept in {None, b"%d" % number}
+        found.append(kept)
+    assert all(found) is (mode == "slowly")
+    assert any(found) is (mode in {"slowly", "sometimes"})
+
+
+def test_keys_of_any_kind_and_values_of_any_size() -> None:
+    cache = MemoryCache()
+    for key in (None, 0, "", b"", (1, ("a", b"b")), frozenset({1}), 1.5):
+        cache.put(key, b"")
+        assert cache.get(key) == b""
+        cache.put(key, bytes(1000))
+        assert cache.get(key) == bytes(1000)

@@ -4,7 +4,6 @@ shard's own units, and what services make of an engine that fails."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import pickle
 from array import array
@@ -34,46 +33,19 @@ from storage.model import (
     Since,
     StoreFlags,
 )
-from tests.lib import databases, sharing
-from tests.lib.clock import ManualClock
+from tests.lib.database_engines import ENGINES
 from tests.lib.failing import FailingStore
 from tests.lib.office import ME, mail, office
 from tests.lib.shard import delivery
 
 
-@contextlib.asynccontextmanager
-async def alone(place):
-    """One process has the database."""
-    database = await databases.make(place, "shard", ManualClock())
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-@contextlib.asynccontextmanager
-async def owner(place):
-    """Of several processes, the one that owns it."""
-    url = await databases.engine_of(place).prepare(place, "shard", "shard")
-    async with sharing.pair(url, clock=ManualClock()) as (database, _):
-        yield database
-
-
-@contextlib.asynccontextmanager
-async def other(place):
-    """Of several processes, one that sends its units to the owner."""
-    url = await databases.engine_of(place).prepare(place, "shard", "shard")
-    async with sharing.pair(url, clock=ManualClock()) as (_, database):
-        yield database
-
-
-@pytest.fixture(params=[alone, owner, other], ids=lambda param: param.__name__)
+@pytest.fixture(params=ENGINES)
 def engine(place, request):
     """Return a function that opens the engine on the same place each time."""
 
     def run(work):
         async def opened():
-            async with request.param(place) as database:
+            async with ENGINES[request.param](place) as database:
                 return await work(database)
 
         return asyncio.run(opened())

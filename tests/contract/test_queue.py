@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -26,8 +27,9 @@ from storage.queue import (
     State,
     TargetPart,
 )
-from tests.lib import databases
 from tests.lib.clock import ManualClock
+from tests.lib.database_engines import ENGINES
+from tests.lib.failing import MODES, FailingDatabase
 
 if TYPE_CHECKING:
     import pathlib
@@ -36,9 +38,9 @@ if TYPE_CHECKING:
 Scenario = Any
 
 
-@pytest.fixture
+@pytest.fixture(params=["alone", "other"])
 def run(
-    place: pathlib.Path,
+    place: pathlib.Path, request: pytest.FixtureRequest
 ) -> Callable[[Callable[[MailQueue, ManualClock], Awaitable[None]]], None]:
     """Run a scenario on a new queue of each engine."""
 
@@ -46,12 +48,9 @@ def run(
         scenario: Callable[[MailQueue, ManualClock], Awaitable[None]],
     ) -> None:
         async def whole() -> None:
-            clock = ManualClock()
-            queue = MailQueue(await databases.make(place, "queue", clock))
-            try:
-                await scenario(queue, clock)
-            finally:
-                await queue.close()
+            clock, how = ManualClock(), ENGINES[request.param]
+            async with how(place, "queue", clock) as database:
+                await scenario(MailQueue(database), clock)
 
         asyncio.run(whole())
 
@@ -405,19 +404,18 @@ def test_list_pages_in_order(run: Scenario) -> None:
     run(scenario)
 
 
-class Failing:
+class Down:
     """A database that is down."""
 
-    async def write(self, *_: Any) -> None:
-        """Fail."""
-        raise MailError(Kind.UNAVAILABLE)
+    name, uuid = "queue", bytes(16)
 
-    read = write
+    async def close(self) -> None:
+        """Nothing is open."""
 
 
 def test_a_queue_that_is_down_says_so_and_never_seems_empty() -> None:
     async def scenario() -> None:
-        queue: Any = MailQueue(Failing())  # type: ignore[arg-type]
+        queue: Any = MailQueue(FailingDatabase(Down(), "always"))
         claim = Claim("0000000000", 1, "x.example", None, ())  # type: ignore[arg-type]
         for call in (
             queue.start(),
@@ -448,6 +446,41 @@ def test_a_queue_that_is_down_says_so_and_never_seems_empty() -> None:
         assert not queue.changed.is_set()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_on_a_failing_database_nothing_is_lost_or_queued_twice(
+    run: Scenario, mode: str
+) -> None:
+    async def scenario(queue: MailQueue, clock: ManualClock) -> None:
+        failing = FailingDatabase(queue.database, mode)
+        shaky = MailQueue(failing)
+        ids: dict[bytes, set[str]] = {}
+        for number in range(8):
+            key = b"k%d" % number
+            with contextlib.suppress(MailError):
+                ids[key] = {await shaky.enqueue(new("a@x.example", key=key))}
+        claims: list[Claim] = []
+        for _ in range(4):
+            with contextlib.suppress(MailError):
+                claims += await shaky.claim(ClaimLimits(limit=2, lease=60))
+        assert failing.failed
+        for number in range(8):
+            key = b"k%d" % number
+            queue_id = await queue.enqueue(new("a@x.example", key=key))
+            assert ids.setdefault(key, {queue_id}) == {queue_id}
+        assert len(await queue.list()) == len(ids) == 8
+        for claim in claims:
+            sent = [Outcome(0, State.DELIVERED, "250 ok")]
+            with contextlib.suppress(MailError):
+                await shaky.finish(claim, sent)
+            await queue.finish(claim, sent)
+        clock.move(61)  # leases of claims whose answer was lost
+        rest = await queue.claim()
+        assert not {c.queue_id for c in rest} & {c.queue_id for c in claims}
+        assert len(rest) + len(claims) == 8
+
+    run(scenario)
 
 
 def test_claiming_stays_cheap_in_a_long_queue(run: Scenario) -> None:

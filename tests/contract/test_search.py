@@ -284,16 +284,41 @@ def test_the_index_says_what_looking_at_each_message_says(on, seed):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_failing_engine_fails_with_a_temporary_kind(on, mode):
+    """And one that says where it stands is fed from there: each email once."""
+
     async def work(index):
         failing = FailingSearchIndex(index, mode)
-        for _ in range(6):
+        failing.delay = 0.003
+        fed = 0
+        for number in range(1, 7):
             try:
-                since = await index.watermark(1)
-                await failing.update(1, documents(MAILS), [], since, since + 1)
-                await failing.search(1, parse("text", "fox"))
-                await failing.drop(1)
-            except MailError as e:
-                assert e.temporary
+                since = await failing.watermark(1)
+                new = documents(dict.fromkeys(range(since + 1, number + 1), ANN))
+                await failing.update(1, new, [], since, number)
+                fed = number
+                hits = await failing.search(1, parse("text", "fox"))
+                assert list(hits.ids) == list(range(1, number + 1))
+            except MailError as error:
+                assert error.temporary
         assert failing.failed
+        assert await index.watermark(1) >= fed
+        since = await index.watermark(1)
+        new = documents(dict.fromkeys(range(since + 1, 8), ANN))
+        await index.update(1, new, [], since, 7)
+        assert await find(index, "fox") == list(range(1, 8))
+
+    on(work)
+
+
+def test_an_update_whose_answer_was_lost_is_not_done_twice(on):
+    async def work(index):
+        lost = FailingSearchIndex(index, "after")
+        with pytest.raises(MailError):
+            await lost.update(1, documents(MAILS), [], 0, 10)
+        assert await index.watermark(1) == 10
+        with pytest.raises(MailError) as caught:
+            await index.update(1, documents(MAILS), [], 0, 10)
+        assert caught.value.kind is Kind.CONFLICT
+        assert await find(index, "fox") == [1, 2, 3]
 
     on(work)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 
 from storage.blobs import s3
 from storage.blobs.file import FileBlobStore, Options
+from storage.blobs.s3.layout import key_of
+from storage.segments import RECORD_HEADER
 from tests.lib import seaweedfs
 
 
@@ -71,4 +74,33 @@ ENGINES = {
     "file-zstd-shared": compressing_file_engine,
     "s3": s3_engine,
     "s3-uncached": uncached_s3_engine,
+}
+
+
+def damage_file(place, ref):
+    """Change an octet of a record in a segment's file."""
+    (path,) = place.glob(f"{ref.segment:010}.*")
+    data = bytearray(path.read_bytes())
+    data[ref.offset + RECORD_HEADER] ^= 1
+    path.write_bytes(data)
+
+
+def damage_object(place, ref):
+    """Change an octet of a record in a segment's object."""
+    where = {
+        "Bucket": seaweedfs.common_bucket(),
+        "Key": f"{str(place).strip('/')}/{key_of(ref.segment)}",
+    }
+    client = seaweedfs.site().client()
+    data = bytearray(client.get_object(**where)["Body"].read())
+    data[ref.offset + RECORD_HEADER] ^= 1
+    client.put_object(**where, Body=bytes(data))
+    shutil.rmtree(place, ignore_errors=True)  # what the cache knows of it
+
+
+DAMAGE = {
+    "file": damage_file,
+    "file-zstd-shared": damage_file,
+    "s3": damage_object,
+    "s3-uncached": damage_object,
 }

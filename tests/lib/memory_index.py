@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 
 from mailserverd.core.errors import Kind, MailError
+from storage.search.whoosh.wire import check_query
 from storage.text import Hits, Text, fields_of, unpack
 
 
@@ -23,6 +25,7 @@ class MemoryIndex:
 
     async def search(self, account, query):
         self._check()
+        check_query(query)
         kept = self.kept.get(account, {})
         found = sorted(key for key, text in kept.items() if text.matches(query))
         return Hits(array("Q", found), self.marks.get(account, 0))
@@ -34,7 +37,8 @@ class MemoryIndex:
         self.updates.append((account, len(documents), tuple(removed), watermark))
         kept = self.kept.setdefault(account, {})
         for key, packed in documents:
-            kept[key] = Text(fields_of(*unpack(packed)))
+            with contextlib.suppress(ValueError):  # what cannot be read has no words
+                kept[key] = Text(fields_of(*unpack(packed)))
         for key in removed:
             kept.pop(key, None)
         self.marks[account] = watermark
