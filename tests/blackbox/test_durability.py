@@ -1,6 +1,6 @@
 """A power cut: what was answered survives the loss of all that was not yet synced.
 
-The daemon runs under strace.  The trace says what it wrote, what it synced and what
+The daemon runs under strace, alone and as several processes.  The trace says what it wrote, what it synced and what
 it answered, in their order; from it the data directory is made again as a power cut
 would have left it at some moment, and opened.  DURABILITY_CUTS is the number of such
 moments ("all": at every answer and at every sync).
@@ -102,14 +102,18 @@ class History:
 # --- two lives ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
+@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "workers"])
+def history(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[History]:
     base = tmp_path_factory.mktemp("durability")
-    ours = instance.make(base / "ours", ACCOUNTS, PASSWORD, SETTINGS)
+    settings = f"{SETTINGS}[server]\nworkers = {request.param}\n"
+    ours = instance.make(base / "ours", ACCOUNTS, PASSWORD, settings)
     shutil.copytree(ours.home, base / "start")
     witness = Witness(ours, PASSWORD)
     one, two = base / "first.trace", base / "second.trace"
     with trace.running(ours, one):
+        assert len(ours.children()) > request.param or request.param == 1
         alone, crowd = first_life(witness)
         assert ours.stop() == 0
     first = len(witness.promises)
