@@ -43,6 +43,7 @@ class Child:
         self.pid = 0
         self.channel: Channel | None = None
         self.pinged = self.ponged = 0
+        self.silent = 0.0  # seconds for which a ping has not been answered
         self.not_before = 0.0  # when it may be started again
         self._started = 0.0
         self._failures = 0
@@ -60,6 +61,7 @@ class Child:
         theirs.close()
         self.pid, self.channel, self.state = pid, ours, State.STARTING
         self.pinged = self.ponged = 0
+        self.silent = 0.0
         self._started = now
 
     def _become(self, supervisor: int, body: Callable[[], int]) -> NoReturn:

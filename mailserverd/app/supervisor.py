@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 log = get_logger("supervisor")
 BACKGROUND = "background"
 RELOAD_LIMIT = 30.0  # seconds that processes may take to apply new settings
+PING = 5.0  # seconds between questions whether processes still answer
+HANG = 30.0  # seconds without an answer after which a process is killed
 MARGIN = 10.0  # seconds beyond server.drain until a process is killed
 LATER = 3600.0  # seconds: nothing is due
 MODULES = (  # what processes import when they first need it
@@ -107,6 +109,7 @@ class Supervisor:
         self._reload_again = False
         self._problem = ""
         self._deadline = float("inf")  # when what has not ended is killed
+        self._interval = min(systemd.watchdog_interval() or PING, PING)
         self._ping_at = float("inf")
         self._status = os.EX_OK
 
@@ -285,8 +288,7 @@ class Supervisor:
             one.state is State.SERVING for one in self._children
         ):
             self._phase = Phase.SERVING
-            if interval := systemd.watchdog_interval():
-                self._ping_at = time.monotonic() + interval
+            self._ping_at = time.monotonic() + self._interval
             systemd.notify("READY=1")
             server = self._settings.server
             log.info(
@@ -318,17 +320,29 @@ class Supervisor:
         self._applied(child, "")
         self._all_drained()
 
-    # --- the service manager's watchdog -----------------------------------------
+    # --- processes that hang ------------------------------------------------------
 
     def _ping(self, now: float) -> None:
-        """Say that all is well while every process that serves answers."""
+        """Tell the service manager that all is well while every process that serves
+        answers; kill one that has not for long, so that it is replaced.
+
+        What it waits for is counted while we run: nobody is killed because the
+        whole daemon was frozen for a while.
+        """
         serving = [c for c in self._children if c.state is State.SERVING]
         if all(child.ponged == child.pinged for child in serving):
             systemd.notify("WATCHDOG=1")
-            for child in serving:
+        for child in serving:
+            if child.ponged == child.pinged:
                 child.pinged += 1
+                child.silent = 0.0
                 child.send(orders.Ping(child.pinged))
-        self._ping_at = now + systemd.watchdog_interval()
+                continue
+            child.silent += self._interval
+            if child.silent >= HANG and self._running:
+                log.error("process-hangs", name=child.name, pid=child.pid)
+                os.kill(child.pid, signal.SIGKILL)
+        self._ping_at = now + self._interval
 
     # --- reload -----------------------------------------------------------------
 

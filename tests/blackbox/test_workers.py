@@ -10,6 +10,7 @@ import os
 import pathlib
 import signal
 import statistics
+import sys
 import threading
 import time
 import urllib.request
@@ -38,6 +39,13 @@ dmarc = false
 """
 BOTH = {"worker-0", "worker-1"}
 MESSAGE = b"Subject: one\r\n\r\nbody\r\n"
+IMPATIENT = """
+import runpy, sys
+from mailserverd.app import supervisor
+supervisor.PING, supervisor.HANG = 0.2, 2.0
+del sys.argv[:3]
+runpy.run_module("mailserverd", run_name="__main__", alter_sys=True)
+"""
 MANY = 200  # connections among which each worker surely has one
 
 
@@ -337,6 +345,27 @@ def test_a_process_that_is_killed_is_replaced(ours: daemon.Daemon, name: str) ->
     assert {token for _, token in senders.promised} <= set(found)
     eventually(lambda: ours.command("account", "list"))
     assert ours.command("storage", "check")["faults"] == []
+
+
+@pytest.mark.parametrize("name", ["worker-0", "worker-1", "background"])
+def test_a_process_that_hangs_is_replaced(
+    template: daemon.Daemon, tmp_path: pathlib.Path, name: str
+) -> None:
+    ours = template.copy(tmp_path / "ours")
+    try:
+        ours.start(wrapper=(sys.executable, "-c", IMPATIENT))
+        eventually(lambda: ours.events("ready"))
+        others = processes(ours)
+        victim = others.pop(name)
+        os.kill(victim, signal.SIGSTOP)
+        eventually(lambda: processes(ours).get(name, victim) != victim)
+        eventually(lambda: len(ours.events("serving")) > len(others) + 1)
+        for to in (ALICE, BOB):
+            deliver(ours, to)
+        assert others.items() <= processes(ours).items()
+        assert [e["name"] for e in ours.events("process-hangs")] == [name]
+    finally:
+        ours.stop()
 
 
 def test_one_that_dies_again_and_again_is_given_time(ours: daemon.Daemon) -> None:
