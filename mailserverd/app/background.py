@@ -66,7 +66,7 @@ class Background:
             self._bus,
             index,
             processes=settings.server.processes,
-            arrived=lambda: self._bus.heard,
+            busy=lambda: self._hub.busy,
             counted=self._hub.counted,
             grace=GRACE,
         )
@@ -89,7 +89,9 @@ class Background:
         await self._fronts.open(self._settings)
         commands = Commands(self._settings, graph)
         self._control = await control.serve(common.control, commands.run)
-        work = graph.beside() | graph.background() | {"changes": graph.changes.watch}
+        work = graph.beside() | graph.background()
+        work["changes"] = graph.changes.watch
+        work["arrivals"] = lambda: self._hub.watch(self._clock)
         for name, one in work.items():
             self._tasks.spawn(name, one)
         self._tasks.spawn("certificates", self._fronts.watch_certificates)

@@ -59,7 +59,7 @@ class Parts:
     bus: Bus
     index: SearchIndex
     processes: int = 1
-    arrived: Callable[[], int] | None = None  # growing count of arrivals, everywhere
+    busy: Callable[[], bool] | None = None  # whether much mail arrives, anywhere
     counted: Callable[[], Awaitable[Counted]] = counted_here
     grace: int = 0  # seconds for which another process may apply what it accepted
 
@@ -228,37 +228,81 @@ def alone(settings: Settings) -> Parts:
     )
 
 
+def _authenticator(
+    settings: Settings, stores: Stores, clock: Clock, parts: Parts
+) -> tuple[Authenticator, ThreadOffload]:
+    """Return who checks passwords, and the threads for that."""
+    hashes = max(1, HASHES // parts.processes)
+    threads = ThreadOffload(hashes, "hashing")
+    checks = Authenticator(
+        stores.directory,
+        clock,
+        threads,
+        hasher=hasher(settings),
+        limits=Limits(hashes=hashes),
+    )
+    return checks, threads
+
+
+def _changes(stores: Stores, parts: Parts) -> Changes:
+    """Return the announcements; from other processes they may be lost."""
+
+    async def look(account: int) -> int:
+        return (await stores.shards.read(system(account), units.state, None)).modseq
+
+    return Changes(parts.bus, look if parts.processes > 1 else None)
+
+
+def _indexer(stores: Stores, clock: Clock, parts: Parts) -> Indexer:
+    """Return what feeds the index, while not much else is to do."""
+    much = parts.busy or busy(lambda: stores.blobs.stats().puts, clock)
+    return Indexer(stores.shards, parts.index, stores.shard_dbs, clock, busy=much)
+
+
+def _kernel(
+    settings: Settings,
+    stores: Stores,
+    clock: Clock,
+    changes: Changes,
+    offload: ThreadOffload,
+) -> Kernel:
+    """Return what every message that arrives needs."""
+    return Kernel(
+        stores.shards,
+        stores.blobs,
+        stores.directory,
+        changes,
+        clock,
+        offload,
+        settings.server.hostname,
+        f"{settings.server.data_dir}/spool",
+    )
+
+
 def build(
     settings: Settings, stores: Stores, clock: Clock, parts: Parts | None = None
 ) -> Graph:
     """Build every service."""
     parts = parts or alone(settings)
     offload = ThreadOffload(THREADS, "offload")
-    hashes = max(1, HASHES // parts.processes)
-    hashing = ThreadOffload(hashes, "hashing")
+    authenticator, hashing = _authenticator(settings, stores, clock, parts)
     resolver = CachingResolver(
         settings.dns.servers, clock=clock, timeout=settings.dns.timeout
     )
     store, blobs, index = stores.shards, stores.blobs, parts.index
 
-    async def look(account: int) -> int:
-        return (await store.read(system(account), units.state, None)).modseq
-
-    changes = Changes(parts.bus, look if parts.processes > 1 else None)
+    changes = _changes(stores, parts)
     messages = Messages(store, blobs, changes, clock)
     queue = MailQueue(stores.queue_db)
     acceptances = Acceptances(queue, blobs, clock, offload, grace=parts.grace)
     deliver = Deliver(
         store, acceptances, stores.directory, changes, give_up=settings.outbound.give_up
     )
-    hostname, spool = settings.server.hostname, f"{settings.server.data_dir}/spool"
-    kernel = Kernel(
-        store, blobs, stores.directory, changes, clock, offload, hostname, spool
-    )
+    kernel = _kernel(settings, stores, clock, changes, offload)
     receive = Receive(kernel, deliver, policy(settings, resolver, offload))
     people = accounts(settings, stores, offload, clock, index.drop)
     router = Router(resolver, clock, routes(settings))
-    relay = Relay(router, SmtpDialer(TcpConnector(), hostname))
+    relay = Relay(router, SmtpDialer(TcpConnector(), settings.server.hostname))
 
     return Graph(
         stores=stores,
@@ -268,13 +312,7 @@ def build(
         resolver=resolver,
         changes=changes,
         accounts=people,
-        authenticator=Authenticator(
-            stores.directory,
-            clock,
-            hashing,
-            hasher=hasher(settings),
-            limits=Limits(hashes=hashes),
-        ),
+        authenticator=authenticator,
         mailboxes=Mailboxes(store, changes),
         messages=messages,
         identities=Identities(store, changes),
@@ -282,13 +320,7 @@ def build(
         index=index,
         search=Search(store, index, messages, offload),
         cache=open_cache(settings.storage.cache),
-        indexer=Indexer(
-            store,
-            index,
-            stores.shard_dbs,
-            clock,
-            busy=busy(parts.arrived or (lambda: blobs.stats().puts), clock),
-        ),
+        indexer=_indexer(stores, clock, parts),
         queue=queue,
         acceptances=acceptances,
         deliver=deliver,

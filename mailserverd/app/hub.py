@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from mailserverd.app.graph import busy
 from mailserverd.core import metrics
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ipc import Peer, Server, listen
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
     import pathlib
     from collections.abc import Awaitable, Callable, Sequence
 
+    from mailserverd.core.ports import Clock
     from storage.api import SearchIndex
     from storage.text import Hits, Query
 
 log = get_logger("hub")
 NAME = "background"
+LOOK = 1.0  # seconds between looks at how much mail arrives
 PATIENCE = 2.0  # seconds that a worker may take to answer
 
 
@@ -31,6 +34,7 @@ class Hub:
         self._names = tuple(workers)
         self._workers: dict[str, Peer] = {}
         self._server: Server | None = None
+        self.busy = False  # much mail arrives, at all workers together
 
     async def listen(self, path: pathlib.Path) -> None:
         """Let workers come."""
@@ -90,6 +94,15 @@ class Hub:
     async def counted(self) -> Counted:
         """Return what all processes counted."""
         return sum((await self._ask("counted")).values(), counted())
+
+    async def watch(self, clock: Clock) -> None:
+        """Keep ``busy`` up to date until cancelled."""
+        count = busy(lambda: puts, clock)
+        puts = 0
+        while True:
+            puts = sum((await self._ask("puts")).values())
+            self.busy = count()
+            await asyncio.sleep(LOOK)
 
     async def render(self) -> bytes:
         """Return the metrics of all processes."""

@@ -171,6 +171,7 @@ class Worker:
         return {
             "metrics": lambda _: metrics.render(),
             "counted": lambda _: counted(),
+            "puts": lambda _: self.graph.stores.blobs.stats().puts,
             "ready": lambda _: self._ready(),
             "refresh": lambda _: self.graph.stores.directory.refresh(now=True),
             "throttle": lambda _, *what: self.graph.authenticator.throttle.hear(*what),

@@ -83,7 +83,6 @@ class SocketBus:
         self._loop = asyncio.get_running_loop()
         self._sweep: asyncio.TimerHandle | None = None
         self._received = HINTS.labels("received")
-        self.heard = 0  # hints from other processes
 
     @classmethod
     async def open(
@@ -218,7 +217,6 @@ class SocketBus:
 
     def _told_hints(self, _peer: ipc.Peer, hints: dict[int, int], lost: bool) -> None:
         self._received.inc(len(hints))
-        self.heard += len(hints)
         for account, modseq in hints.items():
             self._here.publish(account, modseq)
         if lost:
