@@ -1,9 +1,9 @@
 """A power cut: what was answered survives the loss of all that was not yet synced.
 
-The daemon runs under strace, alone and as several processes.  The trace says what it wrote, what it synced and what
-it answered, in their order; from it the data directory is made again as a power cut
-would have left it at some moment, and opened.  DURABILITY_CUTS is the number of such
-moments ("all": at every answer and at every sync).
+The daemon runs under strace, alone and as several processes.  The trace says what was
+written, synced and answered, in their order; from it the data directory is made again
+as a power cut would have left it at some moment, and opened.  DURABILITY_CUTS is the
+number of such moments ("all": at every answer and at every sync).
 """
 
 from __future__ import annotations
