@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from typing import TypeVar
 
+    from storage.api import Database
+
     T = TypeVar("T")
 
 HOSTNAME = "mail.example.org"
@@ -40,6 +42,7 @@ class People:
     accounts: Accounts
     authenticator: Authenticator
     forgotten: list[int]
+    database: Database  # the directory's, which another process may write, too
 
 
 @contextlib.asynccontextmanager
@@ -69,7 +72,15 @@ async def people(
     accounts = Accounts(directory, store, tools)
     authenticator = Authenticator(directory, clock, offload, hasher=hasher)
     try:
-        yield People(clock, directory, store, accounts, authenticator, forgotten)
+        yield People(
+            clock,
+            directory,
+            store,
+            accounts,
+            authenticator,
+            forgotten,
+            directory_db,
+        )
     finally:
         await store.close()
         await directory_db.close()

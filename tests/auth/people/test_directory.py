@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import text
 
 from auth.people import addresses
 from auth.people.directory import POLL, Addressing, Directory, Resolution, Target
 from mailserverd.core.errors import Kind, MailError
 from storage.directory import AddAlias
 from storage.metadata import aliases
+from storage.metadata.sql import Sql
 from tests.lib.people import People, people
 
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Awaitable, Callable
+
+    from storage.api import Tx
 
 SECRET = "correct horse"
 
@@ -225,25 +228,32 @@ def test_cached_answers_cost_microseconds_and_changes_show_at_once(
     run(place, scenario)
 
 
-def test_another_process_is_noticed_within_the_poll(tmp_path: pathlib.Path) -> None:
+REMOVE = [
+    Sql(text(statement))
+    for statement in (
+        "UPDATE directory_state SET version = version + 1",
+        "DELETE FROM address WHERE account_id = :account",
+        "DELETE FROM credential WHERE account_id = :account",
+        "UPDATE account SET state = 'deleted', version = "
+        "(SELECT version FROM directory_state) WHERE account_id = :account",
+    )
+]
+
+
+def remove_account(tx: Tx, _account: int, account: int) -> None:
+    """Do what another process does that deletes an account."""
+    for number, statement in enumerate(REMOVE):
+        tx.run(statement, {"account": account} if number else {})
+
+
+def test_another_process_is_noticed_within_the_poll(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         check = p.authenticator.check_password
         who = await check(
             "alice@example.org", SECRET.encode(), peer="192.0.2.1", protocol="imap"
         )
         assert await targets(p, "alice@example.org") == [(1, "")]
-        other = sqlite3.connect(tmp_path / "directory.db")
-        with other:
-            other.execute("UPDATE directory_state SET version = version + 1")
-            (version,) = other.execute("SELECT version FROM directory_state").fetchone()
-            other.execute("DELETE FROM address WHERE account_id = 1")
-            other.execute("DELETE FROM credential WHERE account_id = 1")
-            other.execute(
-                "UPDATE account SET state = 'deleted', version = ? "
-                "WHERE account_id = 1",
-                (version,),
-            )
-        other.close()
+        await p.database.write(remove_account, 0, 1)
         assert await targets(p, "alice@example.org") == [(1, "")]  # not looked yet
         p.clock.move(POLL)
         assert await p.directory.resolve("alice@example.org") is None
@@ -251,20 +261,13 @@ def test_another_process_is_noticed_within_the_poll(tmp_path: pathlib.Path) -> N
         with pytest.raises(MailError):
             p.directory.shard_of(1)
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
-def test_watch_notices_without_being_asked(tmp_path: pathlib.Path) -> None:
+def test_watch_notices_without_being_asked(place: pathlib.Path) -> None:
     async def scenario(p: People) -> None:
         task = asyncio.create_task(p.directory.watch())
-        other = sqlite3.connect(tmp_path / "directory.db")
-        with other:
-            other.execute("UPDATE directory_state SET version = version + 1")
-            other.execute(
-                "UPDATE account SET state = 'deleted', version = "
-                "(SELECT version FROM directory_state) WHERE account_id = 1"
-            )
-        other.close()
+        await p.database.write(remove_account, 0, 1)
         async with asyncio.timeout(5):
             while True:
                 try:
@@ -274,7 +277,7 @@ def test_watch_notices_without_being_asked(tmp_path: pathlib.Path) -> None:
                 await asyncio.sleep(0.01)
         task.cancel()
 
-    run(tmp_path, scenario)
+    run(place, scenario)
 
 
 def test_unknown_accounts_have_no_shard(place: pathlib.Path) -> None:
