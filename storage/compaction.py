@@ -9,6 +9,9 @@ steps out.  A segment's way is
    (``storage.metadata.retired``);
 3. ``WAIT``, for whoever read a row before that, and then ``REMOVE``.
 
+Small ones that are wholly needed are to ``MERGE``: several of them become one, by the
+same way.  Each time fewer are left than before, so that comes to an end.
+
 A segment that was written to lately is kept: what is being delivered lies there.
 """
 
@@ -47,6 +50,7 @@ class Step(enum.Enum):
 
     KEEP = "keep"
     REWRITE = "rewrite"
+    MERGE = "merge"
     RETIRE = "retire"
     WAIT = "wait"
     REMOVE = "remove"
@@ -59,6 +63,8 @@ class Policy:
     ``grace`` are the seconds without a write after which a segment is looked at: not
     for safety, but a delivery that takes longer is refused and has to come again.
     ``linger`` are those for which a retired segment is kept for its readers.
+    Segments below ``small`` octets are merged once there are ``few`` (2 or more) of
+    them: each costs a listing's line, a look in every run and, in a bucket, requests.
     """
 
     grace: float = 86_400.0
@@ -66,6 +72,8 @@ class Policy:
     least_waste: float = 0.5  # part of a segment that must be dead to rewrite it
     target: int = 64 << 20  # octets of a rewritten segment
     records: int = 1 << 16  # in a rewritten segment
+    small: int = 1 << 20
+    few: int = 8
 
 
 def settled(use: SegmentUse, policy: Policy) -> bool:
@@ -79,7 +87,11 @@ def judge(use: SegmentUse, policy: Policy) -> Step:
         return Step.KEEP
     if use.live:  # also in a retired one: a row came in just before
         sparse = 1 - use.live / use.octets >= policy.least_waste
-        return Step.REWRITE if sparse or use.retired is not None else Step.KEEP
+        if sparse or use.retired is not None:
+            return Step.REWRITE
+        # One with damage stays where it is, whatever is copied out.
+        small = use.octets < policy.small and not use.lost
+        return Step.MERGE if small else Step.KEEP
     if use.lost:
         return Step.KEEP
     if use.retired is None:
@@ -94,6 +106,11 @@ class Packer:
         self._policy = policy
         self._group: list[int] = []
         self._octets = self._records = 0
+
+    @property
+    def empty(self) -> bool:
+        """True while no segment waits."""
+        return not self._group
 
     def add(self, use: SegmentUse, records: int) -> tuple[int, ...]:
         """Take a segment with so many needed records in; return the group that was

@@ -1,4 +1,4 @@
-"""Removes bytes that nobody owns, and packs segments that are mostly dead.
+"""Removes bytes that nobody owns, and packs segments that are mostly dead or small.
 
 What makes it safe while mail arrives, in this process and in others:
 
@@ -74,7 +74,7 @@ class Collected:
     expired_uploads: int = 0
     forgotten: int = 0  # blobs without an owner
     examined: int = 0  # segments
-    rewritten: int = 0  # segments
+    rewritten: int = 0  # segments: sparse ones, and small ones that were merged
     copied: int = 0  # octets
     retired: int = 0  # segments, to be removed after a while
     removed: int = 0  # segments
@@ -102,8 +102,9 @@ class _Round:
     infos: dict[int, SegmentInfo]
     since: dict[int, int]  # when those that every database refuses were retired
     packer: Packer
+    small: Packer  # of what is merged if enough of it is found
     newest: int
-    held: dict[int, Held] = dataclasses.field(default_factory=dict)  # of the packer
+    held: dict[int, Held] = dataclasses.field(default_factory=dict)  # of both packers
     garbage: dict[int, int] = dataclasses.field(default_factory=dict)
     again: list[int] = dataclasses.field(default_factory=list)  # just retired
 
@@ -137,6 +138,7 @@ class Collector:
         self._plan = plan or Plan()
         self._missing = missing
         self._running = asyncio.Lock()
+        self._stuck: set[int] = set()  # segments of which damage stays behind
 
     async def watch(self) -> None:
         """Run every ``EVERY`` seconds until cancelled."""
@@ -210,6 +212,7 @@ class Collector:
             infos,
             await self._fences(infos),
             Packer(plan.policy),
+            Packer(plan.policy),
             newest=max(infos, default=0),
         )
         last = start = 0 if plan.dry_run else await self._position()
@@ -217,11 +220,14 @@ class Collector:
             packed = await self._segment(work, number)
             done.examined += 1
             progress({"segment": count, "of": len(infos), **_brief(done)})
-            if packed or (count % NOTE_EVERY == 0 and not work.held):
-                await self._note(plan, last if work.held else number)
-            if not work.held or packed:
+            # Small ones that wait hold nothing up: the next run finds them, too.
+            idle = work.packer.empty
+            if packed or (count % NOTE_EVERY == 0 and idle):
+                await self._note(plan, number if idle else last)
+            if idle or packed:
                 last = number
         await self._pack(work, work.packer.take())
+        await self._merge(work, work.small.take())
         if not plan.dry_run:
             await self._look_again(work)
         done.garbage = sum(work.garbage.values())
@@ -252,6 +258,10 @@ class Collector:
                 await self._pack(work, group)
                 work.held[number] = held
                 return bool(group)
+            case Step.MERGE if number not in self._stuck:
+                group = work.small.add(use, len(held.needed))
+                await self._merge(work, group)
+                work.held[number] = held
             case Step.RETIRE:
                 await self._retire(work, (number,))
             case Step.REMOVE:
@@ -268,6 +278,15 @@ class Collector:
         quiet = now - info.modified
         return SegmentUse(info.segment, sealed, info.octets, 0, quiet, waited)
 
+    async def _merge(self, work: _Round, group: Sequence[int]) -> None:
+        """Have one segment take the place of small ones, if these are enough: else
+        the same octets would be copied in every run."""
+        if len(group) >= work.plan.policy.few:
+            await self._pack(work, group)
+        else:
+            for number in group:
+                del work.held[number]
+
     async def _pack(self, work: _Round, group: Sequence[int]) -> None:
         """Copy what is needed of a group, move the rows, retire the old segments."""
         held = {number: work.held.pop(number) for number in group}
@@ -279,6 +298,7 @@ class Collector:
             COPIED.inc(size_of(moves.values()))
         work.done.copied += size_of(moves.values())
         empty = [n for n, one in held.items() if _moved(one, moves)]
+        self._stuck.update(held.keys() - empty)
         work.done.rewritten += len(empty)
         PACKED.inc(0 if work.plan.dry_run else len(empty))
         for number in empty:

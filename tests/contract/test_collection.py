@@ -25,6 +25,7 @@ EAGER = Plan(Policy(grace=0, linger=0), rate=0)
 LATER = 4e9  # seconds since the epoch: all segments have rested for long
 LARGE = 450_000  # octets: such a blob has a segment of its own
 SMALL = 20_000
+SEGMENT = 60_000  # octets: with such a blob a segment is full
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -65,6 +66,35 @@ def test_what_nobody_needs_goes_and_what_is_sparse_is_packed(name, tmp_path):
                 await store.read(refs[0])
             assert caught.value.kind is Kind.UNAVAILABLE
             assert (await Collector(*stores, EAGER).run()).forgotten == 0
+        await shard.close()
+        await queue.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_small_segments_are_merged_once(name, tmp_path):
+    contents = [os.urandom(SEGMENT) for _ in range(EAGER.policy.few)]
+
+    async def run():
+        shard = await databases.make(tmp_path, "shard")
+        queue = MailQueue(await databases.make(tmp_path, "queue"))
+        await shard.write(prepare_account, 1, NewAccount("me@example.org"))
+        async with ENGINES[name](tmp_path / "blobs") as store:
+            for number, content in enumerate(contents):
+                ref = await store.put(content)
+                mail = delivery(number, blob=ref, size=ref.size)
+                await shard.write(add_email, 1, mail)
+            await store.put(b"in the newest segment" * 100)
+            collector = Collector([shard], queue, store, ManualClock(LATER), EAGER)
+            done = await collector.run()
+            assert done.removed >= len(contents)
+            rows = await shard.read(units.list_blobs, 0, (b"", 100))
+            assert {await store.read(ref) for ref in rows} == set(contents)
+            assert len({ref.segment for ref in rows}) == 1
+            assert len(await store.segments()) <= 3
+            again = await collector.run()
+            assert (again.rewritten, again.copied) == (0, 0)
         await shard.close()
         await queue.close()
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Script = Callable[["BlobWorld"], Coroutine[Any, Any, None]]
 
 OLD, OPEN = 1, 1000  # segments: sealed long ago; being written
-EAGER = Plan(Policy(grace=100, linger=0), rate=0)
+EAGER = Plan(Policy(grace=100, linger=0, few=2), rate=0)
 SHARD_STATE = (
     "SELECT hash, segment, offset FROM blob ORDER BY hash",
     "SELECT hash, owner_id, expires FROM blob_owner ORDER BY hash, owner_id",
@@ -299,6 +299,7 @@ class BlobWorld:
                 "SELECT hash, segment, offset FROM blob"
             )
         } | set(self.queue_db.connection.execute(NEEDED))
+        dense = []
         for number, segment in self.store.segments_.items():
             if not segment.sealed or segment.quiet < self._plan.policy.grace:
                 continue
@@ -310,6 +311,8 @@ class BlobWorld:
             assert 2 * size_of(kept) > size_of(tuple(segment.records.values())), (
                 f"segment {number} holds garbage"
             )
+            dense.append(number)
+        assert len(dense) < self._plan.policy.few, f"{dense} are not merged"
 
     def close(self) -> None:
         """Take back all that was done."""

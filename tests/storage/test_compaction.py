@@ -4,7 +4,9 @@ import pytest
 
 from storage.compaction import Packer, Policy, SegmentUse, Step, going_round, judge
 
-POLICY = Policy(grace=100, linger=50, least_waste=0.5, target=1000, records=10)
+POLICY = Policy(
+    grace=100, linger=50, least_waste=0.5, target=1000, records=10, small=300
+)
 OLD, YOUNG = 101.0, 99.0
 
 
@@ -32,6 +34,15 @@ def use(live, quiet=OLD, retired=None, **more):
         (use(0, lost=1), Step.KEEP),  # who knows what lies there
         (use(0, retired=99.0, lost=1), Step.KEEP),
         (use(10, lost=1), Step.REWRITE),
+        (use(299, octets=299), Step.MERGE),
+        (use(300, octets=300), Step.KEEP),
+        (use(200, octets=299), Step.MERGE),
+        (use(100, octets=299), Step.REWRITE),  # sparse as well
+        (use(299, octets=299, quiet=YOUNG), Step.KEEP),
+        (use(299, octets=299, sealed=False), Step.KEEP),
+        (use(299, octets=299, retired=99.0), Step.REWRITE),
+        (use(250, octets=299, lost=1), Step.KEEP),  # it would stay all the same
+        (use(0, octets=299), Step.RETIRE),
     ],
 )
 def test_the_next_step(found, step):
@@ -42,7 +53,9 @@ def test_segments_are_packed_until_one_is_full():
     packer = Packer(POLICY)
     groups = [packer.add(use(400, segment=n), 1) for n in range(1, 6)]
     assert groups == [(), (), (1, 2), (), (3, 4)]
+    assert not packer.empty
     assert packer.take() == (5,)
+    assert packer.empty
     assert packer.take() == ()
 
 

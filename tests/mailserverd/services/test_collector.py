@@ -16,6 +16,7 @@ from mailserverd.services.usage import Pace
 from storage.compaction import Policy
 from storage.metadata.queue import MailQueue
 from storage.queue import NewQueued
+from storage.segments import RECORD_HEADER
 from tests.lib.clock import ManualClock
 from tests.lib.mailhost import MailHost, mail_host
 
@@ -206,6 +207,59 @@ def test_a_dry_run_says_what_a_run_then_does(tmp_path: pathlib.Path) -> None:
         done = await collector(host).run(PATIENT)
         assert done == foreseen
         assert done.pending == done.garbage > 0
+
+    run(tmp_path, work)
+
+
+async def small(host: MailHost, segments: int) -> None:
+    """Make segments of one message each, all needed."""
+    for number in range(segments):
+        await host.send(message(f"kept {number} of {segments}"), BOB)
+        await seal(host)
+
+
+def test_small_segments_become_one_and_a_few_are_left_alone(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def work(host: MailHost) -> None:
+        few = EAGER.policy.few
+        await small(host, few)
+        mail = await host.mail(BOB)
+        dry = dataclasses.replace(PATIENT, dry_run=True)
+        foreseen = await collector(host).run(dry)
+        done = await collector(host).run(PATIENT)
+        assert done == foreseen
+        assert done.rewritten == done.retired == few
+        assert (await collector(host).run()).removed == few
+        assert await host.mail(BOB) == mail
+        left = await host.blobs.segments()
+        assert len(left) <= 3  # the new one, perhaps with the next ones' blobs, and one
+        again = await collector(host).run()  # nothing is copied twice
+        assert (again.rewritten, again.copied) == (0, 0)
+        assert await host.blobs.segments() == left
+
+    run(tmp_path, work)
+
+
+def test_small_segments_with_damage_are_not_copied_again_and_again(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def work(host: MailHost) -> None:
+        few = EAGER.policy.few
+        await small(host, few + 1)
+        for info in (await host.blobs.segments())[:few]:
+            ref = (await host.blobs.list_blobs(info.segment))[-1]
+            path = tmp_path / "blobs" / f"{info.segment:010d}.seg"
+            octets = bytearray(path.read_bytes())
+            octets[ref.offset + RECORD_HEADER] ^= 1
+            path.write_bytes(octets)
+        one = collector(host)
+        first = await one.run()
+        assert first.copied
+        assert first.rewritten == 1
+        await seal(host)  # the copy is not the newest any more
+        for _ in range(2):
+            assert (await one.run()).copied == 0
 
     run(tmp_path, work)
 

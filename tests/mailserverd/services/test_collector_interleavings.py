@@ -36,7 +36,7 @@ from storage.metadata.deliver import add_email
 from storage.metadata.queue import MailQueue
 from storage.metadata.sql import Insert, Sql, p
 from storage.queue import Acceptance, NewQueued, Outcome, State, TargetPart
-from tests.lib.blob_world import EAGER, OLD, OPEN, Base, BlobWorld
+from tests.lib.blob_world import EAGER, OLD, OPEN, Base, BlobWorld, Segment
 from tests.lib.interleave import Broken, Explored, Op, explore
 from tests.lib.shard import NOW, delivery
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 KEY = b"K" * 16
+OLDER = 2  # another segment that was sealed long ago
 TARGETS = ("shard:0", "shard:1")
 
 
@@ -207,6 +208,18 @@ def spread(world: BlobWorld) -> None:
     world.facts["late"] = world.store.put(3, OLD)
 
 
+def small(world: BlobWorld) -> None:
+    """Segments that are wholly needed, by a shard and by the queue."""
+    world.facts["email"] = world.add(0, 1, world.store.put(1, OLD))
+    world.store.segments_[OLDER] = Segment(True, 1e6)
+    ref = world.store.put(3, OLDER)
+    to = (Recipient("friend@example.com"),)
+    world.queue_db.run(
+        queue_units.enqueue, 0, NewQueued("", to, ref, expires=NOW + 9999)
+    )
+    world.facts["late"] = ref
+
+
 def left(world: BlobWorld) -> None:
     """Somebody copied a message out of a segment that is not worth it any more."""
     ref = world.store.put(1, OLD)
@@ -228,6 +241,8 @@ SCENARIOS: dict[str, Scenario] = {
     "packing and an acceptance": (sparse, (collector, accept), False, 2),
     "packing for all": (spread, (collector, expunge), False, 2),
     "packing for the queue": (spread, (collector, send), False, 1),
+    "merging for all": (small, (collector, expunge, late_delivery), False, 2),
+    "merging for the queue": (small, (collector, send), True, 1),
     "one that was stopped": (packed, (collector, stopped), True, 1),
     "stopped, and packed in vain": (left, (collector, stopped), True, 1),
 }
