@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import re
+import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -172,9 +173,28 @@ def url(*schemes: str) -> Kind:
             raise ValueError(
                 "must be a URL beginning with " + " or ".join(f"{s}:" for s in schemes)
             )
+        if not _has_address(value):
+            raise ValueError(
+                "must hold a host and a port from 1 to 65535; in a password "
+                "@ : / ? # and % are written as %40 %3A %2F %3F %23 and %25"
+            )
         return value
 
     return Kind(" or ".join(f"{s}:..." for s in schemes), parse)
+
+
+def _has_address(value: str) -> bool:
+    """Tell whether a URL's hosts and ports are such, where it names them."""
+    try:
+        parts = urllib.parse.urlsplit(value)
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        beyond = parts.path + parts.query.partition("=")[0] + parts.fragment
+        split = bool(parts.netloc) and "@" in beyond  # within a password
+        return not split and all(
+            urllib.parse.urlsplit(f"//{h}").port != 0 for h in hosts
+        )
+    except ValueError:
+        return False
 
 
 def many(kind: Kind, *, least: int = 0) -> Kind:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.urls import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +96,7 @@ def _parse(url: str) -> Options:
         try:
             given[name] = _READERS[name](text)
         except ValueError as e:
-            raise ValueError(f"{name}={text}: {e}") from e
+            raise ValueError(f"{name}={shown(text)}: {e}") from e
     return Options(parts.netloc, parts.path.strip("/"), **given)
 
 
