@@ -216,10 +216,22 @@ class Supervisor:
     # --- processes ------------------------------------------------------------
 
     def _fork(self, child: Child) -> None:
+        self._have_run_directory()
         child.start(lambda channel: self._body(child, channel), time.monotonic())
         assert child.channel is not None
         self._selector.register(child.channel, selectors.EVENT_READ, child)
         log.info("process-started", name=child.name, pid=child.pid)
+
+    def _have_run_directory(self) -> None:
+        """Begin anew together when somebody removed it: processes that live could not
+        be found in another, and owners there would not know of them."""
+        place = self._base / "run"
+        if not place.is_dir():
+            log.error("run-directory-gone", path=str(place))
+            private_directory(place)
+            for child in self._children:
+                if child.pid:
+                    os.kill(child.pid, signal.SIGKILL)
 
     def _body(self, child: Child, channel: Channel) -> int:
         """In the new process: let go of what is the supervisor's, and work."""

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import shutil
 import signal
 import statistics
 import sys
@@ -366,6 +367,17 @@ def test_a_process_that_hangs_is_replaced(
         assert [e["name"] for e in ours.events("process-hangs")] == [name]
     finally:
         ours.stop()
+
+
+def test_a_run_directory_that_is_removed_is_made_again(ours: daemon.Daemon) -> None:
+    """At the latest when a process that ended is replaced."""
+    before = processes(ours)
+    shutil.rmtree(ours.home / "data" / "run")
+    os.kill(before["worker-1"], signal.SIGKILL)
+    eventually(lambda: len(ours.events("serving")) == 2 * len(before))
+    assert not before.items() & processes(ours).items()
+    for to in (ALICE, BOB):
+        deliver(ours, to)
 
 
 def test_one_that_dies_again_and_again_is_given_time(ours: daemon.Daemon) -> None:
