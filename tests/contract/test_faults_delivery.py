@@ -75,6 +75,7 @@ def test_what_is_acknowledged_arrives_once_with_everybody(
         await asyncio.gather(*(send(f"fault{n}", n) for n in range(18)))
         assert faults.failed or role == "directory"  # whose answers are remembered
         faults.mend()
+        await host.acceptances.settle()
         while await host.acceptances.catch_up(host.deliver):
             pass
         assert not await host.queue.waiting_targets()
