@@ -62,6 +62,16 @@ _WINDOW = 1 << 20
 _local = threading.local()
 
 
+class _Compressors(threading.local):
+    """This thread's, by level."""
+
+    def __init__(self) -> None:
+        self.by_level: dict[int, zstandard.ZstdCompressor] = {}
+
+
+_compressors = _Compressors()
+
+
 class SegmentError(ValueError):
     """Bytes that are not what the format says, with a checksum or length amiss."""
 
@@ -157,6 +167,19 @@ def prepare(
     for chunk in chunks:
         crc = zlib.crc32(chunk, crc)
     return Payload(chunks, size, size, digest, RAW, crc)
+
+
+def prepare_packed(chunks: Sequence[Chunk], level: int) -> Payload:
+    """Do so at a zstd ``level``, 0 for none, with this thread's own compressor: one
+    must not be used by several at a time."""
+    return prepare(chunks, _compressor(level) if level else None)
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    made = _compressors.by_level
+    if level not in made:
+        made[level] = zstandard.ZstdCompressor(level=level, write_checksum=False)
+    return made[level]
 
 
 def _sha256(chunks: Sequence[Chunk]) -> bytes:

@@ -1,20 +1,23 @@
 """The blob store on S3: which puts go into one object, and the URL's options."""
 
 import asyncio
+import base64
 import dataclasses
 import io
 import itertools
 import os
 import pathlib
+import threading
 import tracemalloc
 
 import pytest
 
 from mailserverd.core.errors import Kind, MailError
 from storage.blobs.s3 import layout
+from storage.blobs.s3 import store as store_module
 from storage.blobs.s3.options import parse
 from storage.blobs.s3.packer import Packer
-from storage.segments import prepare
+from storage.segments import ZSTD, prepare, prepare_packed
 from tests.lib import seaweedfs
 from tests.lib.s3proxy import Proxy
 
@@ -102,6 +105,43 @@ def test_objects_are_written_beside_a_slow_one(options):
                 await store.put(b"quick")
                 assert not slow.done()
                 await slow
+
+    asyncio.run(run())
+
+
+def test_what_takes_long_to_compress_does_not_run_on_the_loop(options, monkeypatch):
+    contents = [base64.b64encode(os.urandom(65_000 - n)) for n in range(12)]
+    threads = {}
+
+    def noting(chunks, level):
+        payload = prepare_packed(chunks, level)
+        threads[payload.hash] = threading.current_thread().name
+        return payload
+
+    async def run():
+        monkeypatch.setattr(store_module, "prepare_packed", noting)
+        async with seaweedfs.opened(options, compression=1, cache="") as store:
+            here = threading.current_thread().name
+            refs = await asyncio.gather(*map(store.put, [*contents, MESSAGE]))
+            for ref, content in zip(refs, [*contents, MESSAGE], strict=True):
+                assert ref.codec == ZSTD
+                assert await store.read(ref) == content
+                own = threads[ref.hash].startswith("blobs-work")
+                assert own == (ref.size > 64 * 1024)
+                assert own or threads[ref.hash] == here
+
+    asyncio.run(run())
+
+
+def test_a_put_that_is_compressed_joins_those_that_are_ready(options):
+    content = base64.b64encode(os.urandom(150_000))
+
+    async def run():
+        async with seaweedfs.opened(options, compression=1, window=30.0) as store:
+            async with asyncio.timeout(2.5):  # less than a tenth of the window
+                refs = await asyncio.gather(store.put(content), store.put(MESSAGE))
+            assert refs[0].segment == refs[1].segment
+            assert store.stats().syncs == 1
 
     asyncio.run(run())
 
