@@ -34,6 +34,7 @@ ENGINES = {
     ("blob size", "file"): "storage.blobs.file.url:size_of",
     ("blobs", "s3"): "storage.blobs.s3.url:open_blobs",
     ("blob size", "s3"): "storage.blobs.s3.url:size_of",
+    ("preload", "s3"): "storage.blobs.s3.url:preload",
     ("search", "whoosh"): "storage.search.whoosh.client:open_search",
     ("bus", "local"): "storage.bus.local:open_bus",
     ("cache", "memory"): "storage.cache.memory:open_cache",
@@ -72,11 +73,15 @@ def constructor(role: str, url: str) -> Callable[..., Any]:
 
 
 def preload(urls: Iterable[str]) -> None:
-    """Import the engines that URLs name: whoever is forked then shares their memory."""
+    """Import the engines that URLs name, and what they import late: whoever is forked
+    then shares their memory.  No engine starts a thread or opens anything for it."""
     schemes = {url.partition(":")[0] for url in urls}
-    for (_, scheme), where in ENGINES.items():
+    for (role, scheme), where in ENGINES.items():
         if scheme in schemes:
-            importlib.import_module(where.partition(":")[0])
+            module, _, name = where.partition(":")
+            found = importlib.import_module(module)
+            if role == "preload":
+                getattr(found, name)()
 
 
 async def open_database(url: str, kind: str, clock: Clock, *, name: str) -> Database:

@@ -42,6 +42,10 @@ PAUSE = 0.1  # seconds before the second try; each further pause is three times 
 CHUNK = 256 * 1024
 REFUSED = {400, 401, 403}  # how services say that they do not know the credentials
 LEAST_RATE = 64 * 1024  # octets per second below which an answer counts as stuck
+# What boto3 imports and reads when a client is made:
+_MODULES = ("boto3.session", "botocore.session", "botocore.config", "boto3.s3.inject")
+_DATA = ("endpoints", "partitions", "sdk-default-configuration")
+_MODELS = ("service-2", "endpoint-rule-set-1")
 
 
 class ObjectInfo(NamedTuple):
@@ -309,6 +313,17 @@ class Bucket:
 
 def _base64_crc(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
+
+
+def import_boto3() -> None:
+    """Do once what making a client would: import its modules and read the files that
+    describe S3.  ModuleNotFoundError when boto3 is not installed."""
+    for name in _MODULES:
+        importlib.import_module(name)
+    for name in _DATA:
+        _loader().load_data(name)
+    for name in _MODELS:
+        _loader().load_service_model("s3", name)
 
 
 @functools.cache

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
-from storage.blobs.s3.bucket import Bucket
+from storage.blobs.s3.bucket import Bucket, import_boto3
 from storage.blobs.s3.errors import BucketError
 from storage.blobs.s3.layout import advice, listed
 from storage.blobs.s3.options import parse
@@ -13,6 +14,13 @@ from storage.blobs.s3.store import S3BlobStore
 
 if TYPE_CHECKING:
     from mailserverd.core.ports import Clock
+
+
+def preload() -> None:
+    """Import boto3 and read its description of S3, 20 MB; without boto3 nothing
+    happens, and ``open_blobs`` says what is missing."""
+    with contextlib.suppress(ModuleNotFoundError):
+        import_boto3()
 
 
 async def open_blobs(
