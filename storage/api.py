@@ -132,7 +132,8 @@ class BlobStore(Protocol):
         """Store ``size`` octets from a file's start without holding them in memory."""
 
     async def read(self, ref: BlobRef, start: int = 0, end: int | None = None) -> bytes:
-        """Return content[start:end]; UNAVAILABLE when missing or damaged."""
+        """Return content[start:end]; UNAVAILABLE when missing or damaged, which its
+        ``details["damaged"]`` tells from a store that is away for a while."""
 
     def stream(
         self, ref: BlobRef, start: int = 0, end: int | None = None

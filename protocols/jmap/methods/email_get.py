@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.errors import MailError
 from protocols.jmap import email_properties, email_show, gets, states
 from protocols.jmap.method import Method
 from protocols.jmap.services import MAIL
@@ -51,9 +51,9 @@ async def _shown(
 ) -> dict[int, Any]:
     """Return emails by number; those that JMAP does not show are left out.
 
-    One whose octets cannot be read is shown with empty, truncated bodies if others
-    can be read.  Otherwise the store is down, and so is this method: an empty body
-    would be taken for the message.
+    One whose octets are damaged is shown with empty, truncated bodies if others can
+    be read.  Otherwise the store is down, and so is this method: an empty body would
+    be taken for the message, and kept.
     """
     if not numbers:
         return {}
@@ -67,7 +67,7 @@ async def _shown(
             shown[number] = await email_show.show(context, row, plan)
         except MailError as error:
             partly = email_show.shows_without_octets(plan)
-            if error.kind is not Kind.UNAVAILABLE or not partly:
+            if not error.details.get("damaged") or not partly:
                 raise
             unreadable.append(row)
             down = error

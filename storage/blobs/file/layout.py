@@ -40,6 +40,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 def failure(error: OSError, text: str) -> MailError:
     """Log a failed system call; return what callers are told."""
     log.error("blob-store-failed", what=text, error=str(error))
+    if error.errno == errno.ENOENT:  # a segment is gone
+        return MailError(Kind.UNAVAILABLE, text, damaged=True)
     kind = Kind.STORAGE_FULL if error.errno in _FULL else Kind.UNAVAILABLE
     return MailError(kind, text)
 

@@ -177,7 +177,7 @@ def damaged(ref: BlobRef, error: Exception) -> MailError:
         hash=ref.hash.hex(),
         error=str(error),
     )
-    return MailError(Kind.UNAVAILABLE, "message store is damaged")
+    return MailError(Kind.UNAVAILABLE, "message store is damaged", damaged=True)
 
 
 class ContentCache:

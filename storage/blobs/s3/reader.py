@@ -393,7 +393,8 @@ def failed(ref: BlobRef, error: BucketError) -> MailError:
     """Log that a record could not be read; return what the caller is told."""
     if error.code == MISSING:
         log.error("blob-missing", segment=ref.segment, hash=ref.hash.hex())
-        return MailError(Kind.UNAVAILABLE, "message is missing from the store")
+        text = "message is missing from the store"
+        return MailError(Kind.UNAVAILABLE, text, damaged=True)
     if error.code in {ENDS, BEYOND}:
         return damaged(ref, error)
     return error.told("message store failed")
@@ -408,4 +409,4 @@ def damaged(ref: BlobRef, error: Exception) -> MailError:
         hash=ref.hash.hex(),
         error=str(error),
     )
-    return MailError(Kind.UNAVAILABLE, "message store is damaged")
+    return MailError(Kind.UNAVAILABLE, "message store is damaged", damaged=True)

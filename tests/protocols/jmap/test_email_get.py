@@ -264,11 +264,12 @@ async def test_a_message_that_cannot_be_read_hides_no_other(jmap):
     """It is shown with what its row has; its body is truncated, not just empty."""
     good, bad = await jmap.add(MIXED), await jmap.add(MIXED + "more")
     row = await jmap.get(bad, "size")
+    how = {"damaged": True}
     read_blob = jmap.services.messages.read_blob
 
     async def read(ref, start=0, end=None):
         if ref.size == row["size"]:
-            raise MailError(Kind.UNAVAILABLE, "damaged")
+            raise MailError(Kind.UNAVAILABLE, "lost", **how)
         return await read_blob(ref, start, end)
 
     jmap.services.messages.read_blob = read
@@ -292,6 +293,9 @@ async def test_a_message_that_cannot_be_read_hides_no_other(jmap):
     ):
         answer = await jmap.fails("Email/get", **args)
         assert answer["type"] == "serverUnavailable", args
+    how.clear()  # the store is away for a while: nothing may be kept as the message
+    answer = await jmap.fails("Email/get", **both)
+    assert answer["type"] == "serverUnavailable"
 
 
 @with_jmap()
