@@ -1,6 +1,6 @@
 """kill -9 under load: what was answered holds, once and byte for byte.
 
-CRASH_ROUNDS is the number of crashes (30).  After every fifteenth everything is read
+CRASH_ROUNDS is the number of crashes (15).  After every fifteenth everything is read
 back.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.lib.daemon import Daemon
 
-ROUNDS = int(os.environ.get("CRASH_ROUNDS", "30"))
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "15"))
 EVERY = 15  # rounds between looks at everything
 
 

@@ -1,7 +1,7 @@
 """kill -9 of workers, of the background process and of the supervisor, under load.
 
 A process that died is replaced while the others serve on; what was answered holds, once
-and byte for byte.  CRASH_KILLS is the number of deaths on each engine (8).
+and byte for byte.  CRASH_KILLS is the number of deaths on each engine (4).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.lib.daemon import Daemon
     from tests.lib.databases import Engine
 
-KILLS = int(os.environ.get("CRASH_KILLS", "8"))
+KILLS = int(os.environ.get("CRASH_KILLS", "4"))
 LIVES = 4  # deaths of children before the supervisor dies, too
 WORKERS = 2
 

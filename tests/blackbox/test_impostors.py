@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
-def far() -> Iterator[Smarthost]:
+def far(engine: Engine) -> Iterator[Smarthost]:
     with Smarthost() as host:
         yield host
 
