@@ -107,7 +107,10 @@ class PostgresqlReader:
 
     def _in_thread(self, work: Work[A, R], account: int, args: A) -> R:
         if not hasattr(self._own, "link"):
-            self._own.loop = asyncio.new_event_loop()
+            try:
+                self._own.loop = asyncio.new_event_loop()
+            except OSError as error:  # no file is left to open
+                raise translate(error, self.name) from error
             self._own.link = Link(self._target, self.name)
             self._loops.append((self._own.loop, self._own.link))
         loop: asyncio.AbstractEventLoop = self._own.loop

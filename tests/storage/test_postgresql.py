@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 
 import pytest
@@ -363,6 +364,24 @@ def test_a_server_without_a_connection_left_is_unavailable(place):
         assert await db.write(units.add, 1, 3) == 3
 
     run(url, scenario)
+
+
+# asyncio itself stumbles when it gives up a loop that it could not make.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_process_without_a_file_left_is_unavailable(place):
+    async def scenario(db):
+        await db.write(units.add, 1, 7)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            assert await results(db.read(units.numbers_in_thread, 1, None)) == [
+                Kind.UNAVAILABLE
+            ]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await db.read(units.numbers_in_thread, 1, None)
+
+    run(place[2], scenario)
 
 
 def test_connections_that_are_ended_between_units_are_made_anew(place):
