@@ -66,7 +66,10 @@ async def _session(
         if not _permitted(writer.transport):
             return
         while line := await reader.readline():
-            _send(writer, await _answer(line, writer, handler))
+            answer = await _answer(line, writer, handler)
+            if writer.is_closing():
+                return
+            _send(writer, answer)
             await writer.drain()
     except (ConnectionError, ValueError):
         return  # the client left, or its line was longer than the limit

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.net import control
@@ -105,8 +106,9 @@ def test_a_fault_of_ours_is_logged_and_not_the_client_s(
 def test_a_command_ends_when_its_client_was_interrupted(
     tmp_path: pathlib.Path, half: bool
 ) -> None:
-    """Not so when it only has nothing more to say."""
+    """Not so when it only has nothing more to say; on the loop that the daemon has."""
     ended = asyncio.Event()
+    faults: list[dict[str, Any]] = []
 
     async def endless(
         _: str, __: dict[str, Any], progress: Callable[[dict[str, Any]], None]
@@ -121,6 +123,7 @@ def test_a_command_ends_when_its_client_was_interrupted(
 
     async def main() -> None:
         place = tmp_path / "control.sock"
+        asyncio.get_running_loop().set_exception_handler(lambda _, f: faults.append(f))
         server = await control.serve(control.bind(place), endless)
         async with asyncio.timeout(5), server:
             reader, writer = await asyncio.open_unix_connection(str(place))
@@ -132,5 +135,10 @@ def test_a_command_ends_when_its_client_was_interrupted(
                 assert lines[-1] == {"result": "done"}
             writer.close()
             await ended.wait()
+            if sessions := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(sessions)
+            await asyncio.sleep(0)
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+    assert faults == []
