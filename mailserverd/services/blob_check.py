@@ -6,11 +6,13 @@ kept, and those of at most ``RECORDS`` at once.
 
 from __future__ import annotations
 
+import asyncio
 import bisect
+import collections
 import dataclasses
 import functools
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mailserverd.core.errors import MailError
 from storage.metadata import blobs as units
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
     Progress = Callable[[dict[str, Any]], None]
 
+R = TypeVar("R")
 PAGE = 500  # rows read at once
+AHEAD = 4  # segments under way
 RECORDS = 4_000_000  # whose places are known at once: 32 MB
 MAX_LOST = 10_000  # blobs that are looked for everywhere
 
@@ -81,6 +85,28 @@ class Found:
     spoiled: list[Lost] = dataclasses.field(default_factory=list)  # lie in damage
 
 
+async def _ahead(
+    work: Callable[[SegmentInfo], Awaitable[R]], infos: Iterable[SegmentInfo]
+) -> AsyncIterator[tuple[SegmentInfo, R]]:
+    """Yield segments with what ``work`` returns, in their order, a few under way: on
+    S3 each one costs the time of some requests."""
+    running: collections.deque[tuple[SegmentInfo, asyncio.Future[R]]]
+    running = collections.deque()
+    try:
+        for info in infos:
+            running.append((info, asyncio.ensure_future(work(info))))
+            if len(running) >= AHEAD:
+                first, done = running.popleft()
+                yield first, await done
+        while running:
+            first, done = running.popleft()
+            yield first, await done
+    finally:
+        for _, left in running:
+            left.cancel()
+        await asyncio.gather(*(left for _, left in running), return_exceptions=True)
+
+
 class BlobCheck:
     """Compares segments with the rows of all databases that can be read."""
 
@@ -95,8 +121,9 @@ class BlobCheck:
         """Read every segment, then look up every row."""
         found = Found()
         infos = await self._blobs.segments()
-        for number, info in enumerate(infos, 1):
-            report = await self._verified(info)
+        number = 0
+        async for _, report in _ahead(self._verified, infos):
+            number += 1
             if report is not None:
                 found.records += report.records
                 found.damage += [Hurt(report.segment, one) for one in report.damage]
@@ -123,8 +150,7 @@ class BlobCheck:
         """Yield the places of records, sorted, by segment: some segments at a time."""
         places: dict[int, array[int]] = {}
         count = 0
-        for info in infos:
-            refs = await self._listed(info.segment)
+        async for info, refs in _ahead(self._listed, infos):
             if places and count + len(refs) > RECORDS:
                 yield places
                 places, count = {}, 0
@@ -132,7 +158,8 @@ class BlobCheck:
             count += len(refs)
         yield places
 
-    async def _listed(self, segment: int) -> list[BlobRef]:
+    async def _listed(self, info: SegmentInfo) -> list[BlobRef]:
+        segment = info.segment
         try:
             return await self._blobs.list_blobs(segment)
         except MailError:
@@ -193,8 +220,9 @@ class BlobCheck:
     async def find(self, hashes: set[bytes]) -> dict[bytes, BlobRef]:
         """Return where blobs lie, by hash, as the segments themselves say."""
         found: dict[bytes, BlobRef] = {}
-        for info in await self._blobs.segments():
-            for ref in await self._listed(info.segment):
+        infos = await self._blobs.segments()
+        async for _, refs in _ahead(self._listed, infos):
+            for ref in refs:
                 wanted = ref.hash in hashes and ref.hash not in found
                 if wanted and await self._whole(ref):
                     found[ref.hash] = ref

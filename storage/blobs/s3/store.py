@@ -45,6 +45,7 @@ CHUNK = 256 * 1024  # of a stream
 _COPY = 1 << 20  # of a file being stored
 _IN_MEMORY = 4  # files below ``large`` held in memory at the same time
 _LARGE = 2  # large blobs being written at once
+_UPKEEP = 4  # segments looked at, at the same time
 _READS = 8  # threads
 
 
@@ -63,7 +64,7 @@ class S3BlobStore:
         self._large_puts = ThreadPoolExecutor(_LARGE, "blobs-large")
         self._reads = ThreadPoolExecutor(_READS, "blobs-read")
         self._work = ThreadPoolExecutor(2, "blobs-work")
-        self._slow = ThreadPoolExecutor(1, "blobs-upkeep")
+        self._slow = ThreadPoolExecutor(_UPKEEP, "blobs-upkeep")
         self._disk = (
             DiskCache(options.cache, options.cache_size) if options.cache else None
         )
