@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from tests.lib import databases
 
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _logs() -> None:
+    """Log as nobody has configured it, whatever tests came before."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(params=databases.ENGINES)

@@ -43,7 +43,7 @@ MESSAGE = b"Subject: one\r\n\r\nbody\r\n"
 IMPATIENT = """
 import runpy, sys
 from mailserverd.app import supervisor
-supervisor.PING, supervisor.HANG = 0.2, 2.0
+supervisor.PING, supervisor.HANG = 0.5, 6.0
 del sys.argv[:3]
 runpy.run_module("mailserverd", run_name="__main__", alter_sys=True)
 """

@@ -38,13 +38,15 @@ if TYPE_CHECKING:
 ROOT = pathlib.Path(__file__).parents[2]
 SLOT = 10**9
 NAME = "numbers"
+NONE = Sql(text("DROP TABLE IF EXISTS counted"))
 TABLE = Sql(text("CREATE TABLE counted (n BIGINT PRIMARY KEY)"))
 ADD = Sql(insert(table("counted", column("n", BigInteger))).values(n=p("n")))
 ALL = Sql(text("SELECT n FROM counted ORDER BY n"))
 
 
 def create(tx: Tx, _account: int, _args: None) -> None:
-    """Make the table."""
+    """Make the table; databases on a server are used again."""
+    tx.run(NONE)
     tx.run(TABLE)
 
 
@@ -63,8 +65,10 @@ async def make(directory: pathlib.Path) -> str:
     """Make a shard on the directory's engine that has the table; returns its URL."""
     url = await databases.engine_of(directory).prepare(directory, "shard", NAME)
     database = await open_database(url, "shard", SystemClock(), name=NAME)
-    await database.write(create, 0, None)
-    await database.close()
+    try:
+        await database.write(create, 0, None)
+    finally:
+        await database.close()
     return url
 
 

@@ -318,7 +318,7 @@ def test_statements_use_indexes(
                 line
                 for line in lines
                 if line.startswith("SCAN") and "json_each" not in line
-                if "CONSTANT" not in line
+                if "CONSTANT" not in line and line != "SCAN new"  # a row of values
             ]
             if bad:
                 scans[name] = bad
