@@ -37,10 +37,11 @@ async def log_in(context: Context, user: bytes, password: bytes) -> bytes:
         if error.kind in {Kind.AUTH_FAILED, Kind.RATE_LIMITED}:
             context.failures += 1
         raise
+    await _look(context, principal.account)
+    # From here on nobody else runs: what is counted must hold when it is written.
     open_now = context.sessions.get(principal.account, 0)
     if open_now >= services.settings.connections_per_account:
         raise MailError(Kind.LIMIT, "too many connections of this account")
-    await _look(context, principal.account)
     context.sessions[principal.account] = open_now + 1
     context.principal = principal
     context.advance(Event.LOGIN)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import unittest.mock
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,8 @@ from tests.lib.mailhost import PASSWORD
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Callable, Coroutine
+
+    from mailserverd.core.types import Access
 
 MESSAGE = b"From: bob@example.net\r\nSubject: hello\r\n\r\nHello.\r\n"
 
@@ -112,6 +115,34 @@ async def test_connections_of_an_account_are_limited(host: ImapHost) -> None:
     await first.ok("LOGOUT")
     await third.ok(f'LOGIN {USER} "{PASSWORD}"')
     await second.ok("NOOP")
+
+
+@served(ImapSettings(plaintext_auth=True, connections_per_account=2))
+async def test_connections_that_log_in_at_once_are_all_counted(host: ImapHost) -> None:
+    """Also while the database takes its time."""
+    mailboxes = host.host.mailboxes
+    state, gate, waiting = mailboxes.state, asyncio.Event(), []
+
+    async def slowly(access: Access) -> Any:
+        waiting.append(access)
+        await gate.wait()
+        return await state(access)
+
+    clients = [await host.client(login=False) for _ in range(4)]
+    with unittest.mock.patch.object(type(mailboxes), "state", lambda _, a: slowly(a)):
+        asked = [
+            asyncio.create_task(client.run(f'LOGIN {USER} "{PASSWORD}"'))
+            for client in clients
+        ]
+        await until(lambda: len(waiting) == len(clients))
+        gate.set()
+        answers = [(await one)[0] for one in asked]
+    assert sum(answer.startswith(b"OK") for answer in answers) == 2, answers
+    for client, answer in zip(clients, answers, strict=True):
+        if answer.startswith(b"OK"):
+            await client.ok("LOGOUT")
+    again = await host.client()
+    await again.ok("NOOP")
 
 
 @served()
