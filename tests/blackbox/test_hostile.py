@@ -22,6 +22,8 @@ from tests.lib.hostile import exchange, mutated
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.lib.databases import Engine
+
 
 pytestmark = pytest.mark.timeout(180)
 ALICE, PASSWORD = "alice@example.test", "hostile pass"
@@ -146,9 +148,11 @@ PAYLOADS = {
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[daemon.Daemon]:
+def ours(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[daemon.Daemon]:
     home = tmp_path_factory.mktemp("hostile")
-    made = daemon.make(home / "ours", f"{ALICE}:{PASSWORD}")
+    made = daemon.make(home / "ours", f"{ALICE}:{PASSWORD}", engine=engine)
     made.override("[inbound]\nspf = false\ndkim = false\ndmarc = false\n")
     with daemon.running(made):
         yield made

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
 
+    from tests.lib.databases import Engine
+
 pytestmark = pytest.mark.timeout(120)
 ALICE, PASSWORD = "alice@example.test", "reload pass"
 NO_POLICY = "[inbound]\nspf = false\ndkim = false\ndmarc = false\n"
@@ -30,10 +32,11 @@ SETTLED = ("reloaded", "config-refused", "reload-failed")
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[daemon.Daemon]:
-    made = daemon.make(
-        tmp_path_factory.mktemp("reload") / "ours", f"{ALICE}:{PASSWORD}"
-    )
+def instance(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[daemon.Daemon]:
+    home = tmp_path_factory.mktemp("reload") / "ours"
+    made = daemon.make(home, f"{ALICE}:{PASSWORD}", engine=engine)
     with daemon.running(made):
         yield made
     assert "Traceback" not in made.log(), made.log()
@@ -373,10 +376,10 @@ def shown_to(port: int, name: str) -> bytes:
 
 
 def test_tls_can_be_added_to_a_daemon_that_had_none(
-    tmp_path: pathlib.Path,
+    engine: Engine, tmp_path: pathlib.Path
 ) -> None:
     """And taken away again, with the certificates."""
-    ours = daemon.make(tmp_path / "ours", f"{ALICE}:{PASSWORD}")
+    ours = daemon.make(tmp_path / "ours", f"{ALICE}:{PASSWORD}", engine=engine)
     text = (ours.home / "mailserverd.toml").read_text()
     plain = text.replace('tls = "starttls"', 'tls = "none"')
     plain = re.sub(r'\[\[listener\]\]\n.*\n.*\ntls = "implicit"\n', "", plain)
