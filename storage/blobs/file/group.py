@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable, Sequence
 
 from mailserverd.core.errors import Kind, MailError
+from storage.batches import Waiting, answer, first, octets_of
 from storage.model import BlobRef
 from storage.patience import Patience
 from storage.segments import RECORD_HEADER, Payload
 
 Write = Callable[[Sequence[Payload]], list[BlobRef]]
-Waiting = tuple[Payload, asyncio.Future[BlobRef]]
 
 BATCH_OCTETS = 16 << 20
 BATCH_RECORDS = 4096
@@ -98,14 +98,9 @@ class GroupCommit:
 
     def _take(self) -> list[Waiting]:
         """Remove a batch from what waits: not more than the limits, at least one."""
-        count = octets = 0
-        for payload, _ in self._waiting[:BATCH_RECORDS]:
-            octets += payload.length + RECORD_HEADER
-            if count and octets > BATCH_OCTETS:
-                break
-            count += 1
+        count = first(self._waiting, BATCH_OCTETS, BATCH_RECORDS)
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._octets = sum(p.length + RECORD_HEADER for p, _ in self._waiting)
+        self._octets = octets_of(self._waiting)
         return batch
 
     def _finish(
@@ -115,13 +110,7 @@ class GroupCommit:
         self._busy = False
         self.batches += 1
         self.puts += len(refs)
-        for index, (_, done) in enumerate(batch):
-            if done.done():  # its caller has gone
-                continue
-            if error:
-                done.set_exception(_copy(error))
-            else:
-                done.set_result(refs[index])
+        answer(batch, refs, error)
         self._consider()
         if not self._busy and not self._waiting:
             self._idle.set()
@@ -149,13 +138,3 @@ class GroupCommit:
             except Exception as e:  # told to whoever waits
                 error = e
             self._loop.call_soon_threadsafe(self._finish, batch, refs, error)
-
-
-def _copy(error: Exception) -> Exception:
-    """Return an exception of its own for each waiter (a traceback grows with each
-    raise)."""
-    if isinstance(error, MailError):
-        fresh = MailError(error.kind, error.text, **error.details)
-        fresh.__cause__ = error.__cause__
-        return fresh
-    return error

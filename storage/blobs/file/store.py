@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
@@ -30,9 +29,10 @@ from storage.segments import (
     check_header,
     prepare,
 )
+from storage.spooled import prepare_file, read_all
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from storage.model import BlobRef
     from storage.report import SegmentInfo, SegmentReport
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 INLINE = 256 * 1024  # octets hashed or read on the loop: well under a millisecond
 CHUNK = 256 * 1024  # of a stream
-_COPY = 1 << 20  # of a file being stored
 _GIVE_BACK = 16 << 20  # octets of a removed segment freed at once
 _PAUSE = 0.05  # seconds between such steps
 _IN_MEMORY = 4  # files below ``large`` held in memory at the same time
@@ -173,8 +172,8 @@ class FileBlobStore:
         """Store ``size`` octets from a file's start without holding them in memory."""
         if size < self.options.large:
             async with self._memory:
-                return await self.put(await self._run(_read_all, file, size))
-        return await self._put_large(await self._run(_prepare_file, file, size))
+                return await self.put(await self._run(read_all, file, size))
+        return await self._put_large(await self._run(prepare_file, file, size))
 
     async def _put_large(self, payload: Payload) -> BlobRef:
         if self._closed:
@@ -344,38 +343,3 @@ def _told(work: Callable[..., T], *args: object) -> T:
         return work(*args)
     except OSError as e:
         raise failure(e, "message store failed") from e
-
-
-def _read_all(file: BinaryIO, size: int) -> bytes:
-    file.seek(0)
-    data = file.read(size)
-    if len(data) != size:
-        raise MailError(Kind.INTERNAL, "file is shorter than its size")
-    return data
-
-
-class _FileChunks:
-    """The first ``size`` octets of a file, read again each time they are needed."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        self._size = size
-
-    def __iter__(self) -> Iterator[bytes]:
-        self._file.seek(0)
-        left = self._size
-        while left:
-            chunk = self._file.read(min(_COPY, left))
-            if not chunk:
-                raise MailError(Kind.INTERNAL, "file is shorter than its size")
-            left -= len(chunk)
-            yield chunk
-
-
-def _prepare_file(file: BinaryIO, size: int) -> Payload:
-    """Hash a file without holding it in memory."""
-    chunks, hasher, crc = _FileChunks(file, size), hashlib.sha256(), 0
-    for chunk in chunks:
-        hasher.update(chunk)
-        crc = zlib.crc32(chunk, crc)
-    return Payload(chunks, size, size, hasher.digest(), RAW, crc)

@@ -12,12 +12,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from mailserverd.core.errors import Kind, MailError
+from storage.batches import Waiting, answer, first, octets_of
 from storage.model import BlobRef
 from storage.patience import Patience
 from storage.segments import RECORD_HEADER, Payload
 
 Write = Callable[[Sequence[Payload]], Awaitable[list[BlobRef]]]
-Waiting = tuple[Payload, asyncio.Future[BlobRef]]
 RECORDS = 8192  # of one object
 
 
@@ -108,14 +108,9 @@ class Packer:
 
     def _take(self) -> list[Waiting]:
         """Remove a batch from what waits: not more than the limits, at least one."""
-        count = octets = 0
-        for payload, _ in self._waiting[:RECORDS]:
-            octets += payload.length + RECORD_HEADER
-            if count and octets > self._limit:
-                break
-            count += 1
+        count = first(self._waiting, self._limit, RECORDS)
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._octets = sum(p.length + RECORD_HEADER for p, _ in self._waiting)
+        self._octets = octets_of(self._waiting)
         return batch
 
     async def _run(self, batch: list[Waiting]) -> None:
@@ -128,13 +123,7 @@ class Packer:
             error = e
         self.batches += 1
         self.puts += len(refs)
-        for index, (_, done) in enumerate(batch):
-            if done.done():  # its caller has gone
-                continue
-            if error:
-                done.set_exception(_copy(error))
-            else:
-                done.set_result(refs[index])
+        answer(batch, refs, error)
 
     def _written(self, task: asyncio.Task[None]) -> None:
         self._writing.discard(task)
@@ -148,13 +137,3 @@ class Packer:
             if self._writing:
                 await asyncio.wait(self._writing)
             await asyncio.sleep(0)  # lets the next batch start
-
-
-def _copy(error: Exception) -> Exception:
-    """Return an exception of its own for each waiter (a traceback grows with each
-    raise)."""
-    if isinstance(error, MailError):
-        fresh = MailError(error.kind, error.text, **error.details)
-        fresh.__cause__ = error.__cause__
-        return fresh
-    return error

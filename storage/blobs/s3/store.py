@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
@@ -23,6 +21,7 @@ from storage.blobs.s3.reader import Key, Reader
 from storage.blobs.s3.writer import Image, Writer
 from storage.report import PUTS, BlobStats
 from storage.segments import RAW, Payload, prepare, prepare_packed
+from storage.spooled import prepare_file, read_all
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -42,7 +41,6 @@ log = get_logger("blobs")
 INLINE = 256 * 1024  # octets hashed on the loop: well under a millisecond
 COMPRESS_INLINE = 64 * 1024  # and compressed there: 0.1 ms, of 256 KiB 0.5 ms
 CHUNK = 256 * 1024  # of a stream
-_COPY = 1 << 20  # of a file being stored
 _IN_MEMORY = 4  # files below ``large`` held in memory at the same time
 _LARGE = 2  # large blobs being written at once
 _UPKEEP = 4  # segments looked at, at the same time
@@ -173,8 +171,8 @@ class S3BlobStore:
             raise MailError(Kind.UNAVAILABLE, "blob store is closed")
         if size < self.options.large:
             async with self._memory:
-                return await self.put(await self._run(_read_all, file, size))
-        return await self._put_large(await self._run(_prepare_file, file, size))
+                return await self.put(await self._run(read_all, file, size))
+        return await self._put_large(await self._run(prepare_file, file, size))
 
     async def _put_large(self, payload: Payload) -> BlobRef:
         if self._closed:
@@ -341,38 +339,3 @@ def _heard(done: asyncio.Future[BlobRef]) -> None:
     """A caller that has gone asks for no error; then nobody else does."""
     if not done.cancelled():
         done.exception()
-
-
-def _read_all(file: BinaryIO, size: int) -> bytes:
-    file.seek(0)
-    data = file.read(size)
-    if len(data) != size:
-        raise MailError(Kind.INTERNAL, "file is shorter than its size")
-    return data
-
-
-class _FileChunks:
-    """The first ``size`` octets of a file, read again each time they are needed."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        self._size = size
-
-    def __iter__(self) -> Iterator[bytes]:
-        self._file.seek(0)
-        left = self._size
-        while left:
-            chunk = self._file.read(min(_COPY, left))
-            if not chunk:
-                raise MailError(Kind.INTERNAL, "file is shorter than its size")
-            left -= len(chunk)
-            yield chunk
-
-
-def _prepare_file(file: BinaryIO, size: int) -> Payload:
-    """Hash a file without holding it in memory."""
-    chunks, hasher, crc = _FileChunks(file, size), hashlib.sha256(), 0
-    for chunk in chunks:
-        hasher.update(chunk)
-        crc = zlib.crc32(chunk, crc)
-    return Payload(chunks, size, size, hasher.digest(), RAW, crc)
