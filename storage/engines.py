@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +75,15 @@ def constructor(role: str, url: str) -> Callable[..., Any]:
 
 def preload(urls: Iterable[str]) -> None:
     """Import the engines that URLs name, and what they import late: whoever is forked
-    then shares their memory.  No engine starts a thread or opens anything for it."""
+    then shares their memory.  No engine starts a thread or opens anything for it; one
+    whose library is missing is left out, and opening it says so."""
     schemes = {url.partition(":")[0] for url in urls}
-    for (role, scheme), where in ENGINES.items():
+    for role, scheme in ENGINES:
         if scheme in schemes:
-            module, _, name = where.partition(":")
-            found = importlib.import_module(module)
-            if role == "preload":
-                getattr(found, name)()
+            with contextlib.suppress(MailError):
+                found = constructor(role, f"{scheme}:")
+                if role == "preload":
+                    found()
 
 
 async def open_database(url: str, kind: str, clock: Clock, *, name: str) -> Database:

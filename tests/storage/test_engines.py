@@ -26,10 +26,11 @@ print(late, files() - known)
 
 MISSING = """
 import sys
-sys.modules["boto3"] = sys.modules["botocore"] = None
+for name in ("boto3", "botocore", "asyncpg", "greenlet"):
+    sys.modules[name] = None
 from storage.engines import preload
 
-preload(["s3://mail/prefix", "file:blobs"])
+preload(["postgresql+asyncpg://db/mail", "s3://mail/prefix", "file:blobs"])
 print("storage.blobs.s3.store" in sys.modules, "storage.blobs.file.url" in sys.modules)
 """
 
