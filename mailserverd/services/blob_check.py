@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import collections
+import contextlib
 import dataclasses
 import functools
 from array import array
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mailserverd.core.errors import MailError
 from storage.metadata import blobs as units
+from storage.metadata import retired
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -218,14 +220,39 @@ class BlobCheck:
     # --- mending ----------------------------------------------------------------
 
     async def find(self, hashes: set[bytes]) -> dict[bytes, BlobRef]:
-        """Return where blobs lie, by hash, as the segments themselves say."""
+        """Return where blobs lie, by hash, as the segments themselves say: in retired
+        ones only what lies nowhere else."""
         found: dict[bytes, BlobRef] = {}
         infos = await self._blobs.segments()
+        closed = await self._retired([info.segment for info in infos])
+        infos.sort(key=lambda info: info.segment in closed)
         async for _, refs in _ahead(self._listed, infos):
             for ref in refs:
                 wanted = ref.hash in hashes and ref.hash not in found
                 if wanted and await self._whole(ref):
                     found[ref.hash] = ref
+        return found
+
+    async def copy_out(self, places: dict[bytes, BlobRef]) -> dict[bytes, BlobRef]:
+        """Copy what lies in retired segments, into which no row can point any more;
+        return where everything lies now."""
+        copies: dict[BlobRef, BlobRef] = {}
+        for segment in await self._retired({ref.segment for ref in places.values()}):
+            here = [ref for ref in places.values() if ref.segment == segment]
+            copies |= await self._blobs.rewrite(here)
+        return {key: copies.get(ref, ref) for key, ref in places.items()}
+
+    async def _retired(self, segments: Iterable[int]) -> set[int]:
+        """Return those of the segments that some database refuses."""
+        numbers, found = tuple(segments), set[int]()
+        for database in (self._queue.database, *self._shards.values()):
+            for start in range(0, len(numbers), PAGE):
+                with contextlib.suppress(MailError):  # nothing is mended there
+                    found |= (
+                        await database.read(
+                            retired.retired_since, 0, numbers[start : start + PAGE]
+                        )
+                    ).keys()
         return found
 
     async def _whole(self, ref: BlobRef) -> bool:

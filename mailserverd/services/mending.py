@@ -315,6 +315,8 @@ class Session:
         misplaced = [*found.lost, *found.spoiled]
         wanted = {lost.ref.hash for lost in misplaced} | set(rowless)
         places = await self._tools.blobs.find(wanted) if wanted else {}
+        if not self._dry_run:
+            places = await self._tools.blobs.copy_out(places)
         for lost in misplaced:
             await self._move(lost, places.get(lost.ref.hash))
         for key, databases in rowless.items():

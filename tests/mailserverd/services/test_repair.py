@@ -12,7 +12,7 @@ from sqlalchemy import text
 from mailserverd.core.types import Recipient
 from mailserverd.services.upkeep import Upkeep
 from storage.directory import AddAccount
-from storage.metadata import accounts, check, purge
+from storage.metadata import accounts, check, purge, retired
 from storage.metadata import blobs as units
 from storage.metadata.deliver import add_email, prepare_account
 from storage.metadata.directory import mark_purged, remove_account, reserve_account
@@ -234,6 +234,38 @@ def test_a_blob_s_row_is_found_again_in_the_segments(tmp_path: pathlib.Path) -> 
         await found_and_mended(host, "without its blob", "is not at segment")
         assert (await host.mail(ALICE))[0].endswith(b"text\r\n")
         assert (await host.mail(BOB))[0].endswith(b"other")
+
+    run(tmp_path, scenario)
+
+
+async def retire_all(host: MailHost) -> None:
+    """Let no row point into the segments that there are."""
+    host.blobs._appender.seal_active()
+    numbers = tuple(info.segment for info in await host.blobs.segments())
+    for database in (host.queue.database, *host.databases):
+        await database.write(retired.retire, 0, numbers)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_lies_in_a_retired_segment_is_copied_out_unless_it_was(
+    tmp_path: pathlib.Path, copied: bool
+) -> None:
+    async def scenario(host: MailHost) -> None:
+        places = [
+            (await database.read(units.list_blobs, 0, (b"", 10)))[0]
+            for database in host.databases
+        ]
+        await retire_all(host)
+        copies = await host.blobs.rewrite(places) if copied else {}
+        await damage(host.databases[0], "DELETE FROM blob")
+        await damage(host.databases[1], 'UPDATE blob SET "offset" = "offset" + 1')
+        await found_and_mended(host, "without its blob", "is not at segment")
+        assert (await host.mail(ALICE))[0].endswith(b"text\r\n")
+        assert (await host.mail(BOB))[0].endswith(b"other")
+        for database, before in zip(host.databases, places, strict=True):
+            (now,) = await database.read(units.list_blobs, 0, (b"", 10))
+            assert now.segment != before.segment
+            assert now == copies.get(before, now)
 
     run(tmp_path, scenario)
 
