@@ -17,6 +17,7 @@ from storage.metadata.postgresql_link import PATIENCE
 from storage.metadata.postgresql_writer import LOCK
 from tests.lib import postgresql_units as units
 from tests.lib.postgresql import cluster, own_cluster
+from tests.lib.sharing import pair
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,19 @@ def test_nothing_runs_beside_a_unit_that_touches_several_accounts(place):
         assert found == [1] * 5 + [[2] * 5] + [3] * 5
 
     run(place[2], scenario)
+
+
+def test_nor_beside_one_that_another_process_sent(place):
+    async def scenario():
+        async with pair(place[2]) as (_, remote):
+            found = await asyncio.gather(
+                *(remote.write(units.add_and_count, n, n) for n in range(1, 6)),
+                remote.write(units.add_for_all, 1, [1, 2, 3, 4, 5]),
+                *(remote.write(units.add_and_count, n, 10 + n) for n in range(1, 6)),
+            )
+        assert found == [1] * 5 + [[2] * 5] + [3] * 5
+
+    asyncio.run(scenario())
 
 
 def test_a_unit_that_raises_undoes_itself_alone(place):

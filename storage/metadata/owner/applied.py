@@ -9,7 +9,7 @@ from sqlalchemy import delete, insert, select
 
 from mailserverd.core.pickles import dumps
 from storage.metadata.common_tables import APPLIED
-from storage.metadata.sql import Insert, Sql, heavy, p
+from storage.metadata.sql import Insert, Sql, heavy, p, several
 
 if TYPE_CHECKING:
     from storage.api import Tx, Work
@@ -43,6 +43,21 @@ def keyed(tx: Tx, account: int, call: Keyed) -> bytes:
 def keyed_heavy(tx: Tx, account: int, call: Keyed) -> bytes:
     """As ``keyed``, for a unit that is ``heavy``."""
     return keyed(tx, account, call)
+
+
+@several
+def keyed_several(tx: Tx, account: int, call: Keyed) -> bytes:
+    """As ``keyed``, for a unit that touches ``several`` accounts."""
+    return keyed(tx, account, call)
+
+
+def under_key(work: Work[Any, Any]) -> Work[Keyed, bytes]:
+    """Return what runs ``work`` under its key, marked for the engine as it is."""
+    if getattr(work, "heavy", False) is True:
+        return keyed_heavy
+    if getattr(work, "several", False) is True:
+        return keyed_several
+    return keyed
 
 
 def prune(tx: Tx, _account: int, before: int) -> int:

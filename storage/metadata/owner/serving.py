@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from mailserverd.core import ipc
 from mailserverd.core.metrics import counter
-from storage.metadata.owner.applied import keyed, keyed_heavy
+from storage.metadata.owner.applied import under_key
 
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Callable
 
-    from storage.api import Database, Work
+    from storage.api import Database
 
 UNITS = counter(
     "metadata_remote_units", "Units that other processes sent", ("database",)
@@ -71,9 +71,9 @@ class Serving:
         if not self._draining:
             self._wanted()
 
-    async def _unit(self, _peer: ipc.Peer, key: bytes, *call: Any) -> bytes:
+    async def _unit(self, _peer: ipc.Peer, key: bytes, *sent: Any) -> bytes:
         """Run a unit; one that may have been sent before is looked up first."""
-        work, account, args, again, below = call
+        work, account, args, again, below = sent
         if again and key in self._running:  # its first sending still runs
             await asyncio.wait((self._running[key],))
         if self._draining:  # no answer: the next owner gets it
@@ -83,14 +83,9 @@ class Serving:
         if task is not None:
             self._running[key] = task
         self._count.inc()
-        unit: Work[Any, bytes] = keyed
-        if getattr(work, "heavy", False) is True:
-            unit = keyed_heavy
-        forget = self._forget(key, below)
+        call = key, work, args, again, self._forget(key, below)
         try:
-            return await self._local.write(
-                unit, account, (key, work, args, again, forget)
-            )
+            return await self._local.write(under_key(work), account, call)
         finally:
             if self._running.get(key) is task:
                 del self._running[key]

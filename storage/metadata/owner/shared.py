@@ -22,7 +22,7 @@ from mailserverd.core.log import get_logger
 from mailserverd.core.metrics import gauge
 from storage import engines
 from storage.metadata.lease import Lease
-from storage.metadata.owner.applied import keyed, keyed_heavy, prune
+from storage.metadata.owner.applied import prune, under_key
 from storage.metadata.owner.serving import SESSION, Serving, key_of
 from storage.metadata.owner.waits import Waits
 
@@ -264,12 +264,10 @@ class SharedDatabase:
             if not pending.tries:
                 result = await local.write(work, account, args)
             else:
-                unit: Work[Any, bytes] = keyed
-                if getattr(work, "heavy", False) is True:
-                    unit = keyed_heavy
                 key = key_of(self._session, pending.count)
                 call = (key, work, args, True, None)
-                result = pickle.loads(await local.write(unit, account, call))
+                outcome = await local.write(under_key(work), account, call)
+                result = pickle.loads(outcome)
         except Exception as error:
             self._fail(pending, error)
         else:
