@@ -23,6 +23,7 @@ from storage.model import BlobRef
 from storage.report import SYNCS
 from storage.segments import (
     FILE_HEADER,
+    FOOTER_ENTRY,
     RECORD_HEADER,
     Chunk,
     Payload,
@@ -51,10 +52,7 @@ class Segment:
     @property
     def count(self) -> int:
         """How many records it holds."""
-        return len(self.entries) // len(_BLANK)
-
-
-_BLANK = footer_entry(BlobRef(bytes(32), b"", 0, 0, 0, 0))
+        return len(self.entries) // FOOTER_ENTRY
 
 
 class Appender:
@@ -99,7 +97,8 @@ class Appender:
             head = encode_file_header(self._layout.store, number, created)
             self._files.write(fd, [head], 0)
         except OSError:
-            self._discard(segment)
+            self._remove(number)
+            self._files.close(fd)
             raise
         return segment
 
@@ -163,12 +162,15 @@ class Appender:
         with contextlib.suppress(OSError):
             self._files.close(segment.fd)
 
-    def _discard(self, segment: Segment) -> None:
-        """Remove a segment that holds nothing acknowledged."""
-        with contextlib.suppress(OSError):
-            self._files.close(segment.fd)
-        with contextlib.suppress(OSError):
-            self._files.remove(self._layout.path(segment.number, OPEN))
+    def _remove(self, number: int) -> None:
+        """Remove a segment that holds nothing acknowledged.
+
+        Call it before the descriptor is closed, which unlocks: else a process that
+        starts just then takes the segment over, and loses what it writes there.
+        """
+        for suffix in (OPEN, SEALED):
+            with contextlib.suppress(OSError):
+                self._files.remove(self._layout.path(number, suffix))
 
     def seal_active(self) -> None:
         """Seal what is being appended to; the next batch starts a new segment.
@@ -179,12 +181,15 @@ class Appender:
         if not segment:
             return
         try:
-            self.seal(segment)
+            try:
+                self._seal(segment)
+            finally:
+                self._files.close(segment.fd)
         except OSError as e:
             log.warning("segment-not-sealed", segment=segment.number, error=str(e))
 
-    def seal(self, segment: Segment) -> None:
-        """Write the footer, sync, and rename to ``.seg``; closes the descriptor."""
+    def _seal(self, segment: Segment) -> None:
+        """Write the footer, sync, and rename to ``.seg``."""
         store, number = self._layout.store, segment.number
         footer = encode_footer(store, number, bytes(segment.entries), segment.end)
         path = self._layout.path
@@ -196,8 +201,6 @@ class Appender:
             with contextlib.suppress(OSError):
                 self._files.truncate(segment.fd, segment.end)
             raise
-        finally:
-            self._files.close(segment.fd)
 
     def write_sealed(
         self, payloads: Iterable[Payload], step: int = 8 << 20
@@ -208,25 +211,17 @@ class Appender:
         batches.  May run in another thread than ``append``.
         """
         segment = self._start()
-        try:
-            refs = self._write_all(segment, payloads, step)
-            self.seal(segment)
-            self._sync_directory()
-        except BaseException:
-            self._drop(segment.number)
-            raise
-        return refs
-
-    def _write_all(
-        self, segment: Segment, payloads: Iterable[Payload], step: int
-    ) -> list[BlobRef]:
         refs: list[BlobRef] = []
         try:
             for payload in payloads:
                 self._write_one(segment, payload, refs, step)
+            self._seal(segment)
+            self._sync_directory()
         except BaseException:
-            self._files.close(segment.fd)
+            self._remove(segment.number)
             raise
+        finally:
+            self._files.close(segment.fd)
         return refs
 
     def _write_one(
@@ -247,11 +242,6 @@ class Appender:
         segment.end = offset
         segment.entries += footer_entry(ref)
         refs.append(ref)
-
-    def _drop(self, number: int) -> None:
-        for suffix in (OPEN, SEALED):
-            with contextlib.suppress(OSError):
-                self._files.remove(self._layout.path(number, suffix))
 
     def close(self) -> None:
         """Close the active segment, to be continued at the next start."""

@@ -142,6 +142,34 @@ def test_a_large_blob_that_fails_leaves_nothing_behind(tmp_path):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("call", "size"),
+    [
+        ("write", 6),
+        *((call, 60_000) for call in ("write", "sync", "sync_directory", "rename")),
+    ],
+)
+def test_a_segment_is_removed_before_another_process_may_take_it(tmp_path, call, size):
+    class Watched(FaultyFiles):
+        def close(self, fd):
+            # Unlocked now: a process that starts would go on writing to what is left.
+            links.append(os.fstat(fd).st_nlink)
+            super().close(fd)
+
+    links = []
+    files = Watched()
+
+    async def run():
+        async with opened(tmp_path, files=files) as store:
+            links.clear()
+            files.fail = {call: errno.ENOSPC}
+            with pytest.raises(MailError):
+                await store.put(b"x" * size)
+            assert links == [0]
+
+    asyncio.run(run())
+
+
 def test_a_read_that_fails_is_temporary(tmp_path):
     files = FaultyFiles()
 
