@@ -13,7 +13,10 @@ import re
 import socket
 import ssl
 import urllib.parse
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TIME_LIMIT = 20.0
 CORE, MAIL = "urn:ietf:params:jmap:core", "urn:ietf:params:jmap:mail"
@@ -49,7 +52,17 @@ class Stream:
         )
         self.buffer = bytearray()
         if tls:
-            self.start_tls()
+            with self._closed_on_failure():
+                self.start_tls()
+
+    @contextlib.contextmanager
+    def _closed_on_failure(self) -> Iterator[None]:
+        """Leave no socket behind of a client that could not be made."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -113,13 +126,10 @@ class Smtp(Stream):
 
     def __init__(self, port: int, *, tls: bool = False, greet: bool = True) -> None:
         super().__init__(port, tls=tls)
-        try:
+        with self._closed_on_failure():
             self.greeting = self.reply()
             if greet:
                 self.ok("EHLO client.outside.test")
-        except BaseException:
-            self.close()
-            raise
 
     def reply(self) -> tuple[int, str]:
         lines = []
@@ -183,9 +193,10 @@ class Imap(Stream):
     ) -> None:
         super().__init__(port, tls=tls)
         self._number = 0
-        self.greeting = self.response()
-        if user:
-            self.ok(f'LOGIN {user} "{password}"')
+        with self._closed_on_failure():
+            self.greeting = self.response()
+            if user:
+                self.ok(f'LOGIN {user} "{password}"')
 
     def response(self) -> bytes:
         """Return one response without its final CRLF."""
