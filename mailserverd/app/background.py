@@ -41,15 +41,14 @@ class Background:
     """``Role`` of the process that works in the background."""
 
     graph: Graph
+    fronts: Fronts
 
     def __init__(self, common: Common, reactor: Any) -> None:
         self._common = common
         self._reactor = reactor
         self._tasks = Tasks()
         self._clock = SystemClock()
-        self._settings = common.settings
         self._control: asyncio.Server | None = None
-        self._fronts: Fronts | None = None
 
     async def open(self) -> None:
         """Join the workers."""
@@ -61,7 +60,7 @@ class Background:
             settings, self._clock, Together(settings, common.run_dir, worker=-1)
         )
         index = open_search(settings.storage.search)
-        self._hub = Hub(index, others[: settings.server.processes])
+        self._hub = Hub(index, others)
         parts = Parts(
             self._bus,
             index,
@@ -74,6 +73,11 @@ class Background:
         stores.directory.told = self._hub.refresh
         graph.changes.subscribe(QUEUE, lambda *_: graph.queue.changed.set())
         graph.changes.subscribe(DEFERRED, lambda *_: graph.acceptances.deferred.set())
+        site = MetricsSite(
+            graph.checks() | {"workers": self._hub.ready}, self._hub.render
+        )
+        share = Share(HERE, common.sockets.take, metrics=site)
+        self.fronts = Fronts(graph, settings, self._reactor, share)
         await self._hub.listen(common.run_dir / "background.sock")
         await graph.recover()
 
@@ -81,28 +85,21 @@ class Background:
         """Begin everything."""
         graph, common = self.graph, self._common
         assert common.control is not None
-        site = MetricsSite(
-            graph.checks() | {"workers": self._hub.ready}, self._hub.render
-        )
-        share = Share(HERE, common.sockets.take, metrics=site)
-        self._fronts = Fronts(graph, self._settings, self._reactor, share)
-        await self._fronts.open(self._settings)
-        commands = Commands(self._settings, graph)
+        await self.fronts.open(self.fronts.settings)
+        commands = Commands(common.settings, graph)
         self._control = await control.serve(common.control, commands.run)
         work = graph.beside() | graph.background()
         work["changes"] = graph.changes.watch
         work["arrivals"] = lambda: self._hub.watch(self._clock)
         for name, one in work.items():
             self._tasks.spawn(name, one)
-        self._tasks.spawn("certificates", self._fronts.watch_certificates)
+        self._tasks.spawn("certificates", self.fronts.watch_certificates)
         collect_less()
         log.info("serving")
 
     async def apply(self, settings: Settings) -> None:
         """Take over new settings."""
-        assert self._fronts is not None
-        await self._fronts.apply(settings)
-        self._settings = settings
+        await self.fronts.apply(settings)
 
     def look_around(self) -> None:
         """Take up what a worker had accepted and not applied when it died."""
@@ -111,10 +108,9 @@ class Background:
 
     async def drain(self) -> None:
         """End what runs; an attempt under way may take its time."""
-        if self._control is not None:
+        if self._control is not None:  # it serves
             self._control.close()
-        if self._fronts is not None:
-            await self._fronts.drain(0)
+            await self.fronts.drain(0)
         await self._tasks.stop()
         await self.graph.close()
 

@@ -51,7 +51,10 @@ class Common:
 
 
 class Role(Protocol):
-    """What a process does; called in this order, never at once."""
+    """What a process does; called in this order, never at once.
+
+    New settings may also come before ``serve``: to a process that was just started.
+    """
 
     async def open(self) -> None:
         """Open everything; MailError when that cannot be."""

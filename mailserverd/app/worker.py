@@ -135,7 +135,7 @@ class Worker:
     async def serve(self) -> None:
         """Listen."""
         self._serving = True
-        await self.fronts.open(self._common.settings)
+        await self.fronts.open(self.fronts.settings)
         work = self.graph.beside() | {
             "changes": self.graph.changes.watch,
             "certificates": self.fronts.watch_certificates,
