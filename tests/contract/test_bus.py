@@ -28,8 +28,10 @@ async def until(check, what="did not happen"):
 async def local():
     """Publisher and subscriber are one."""
     bus = LocalBus()
-    yield bus, bus
-    await bus.close()
+    try:
+        yield bus, bus
+    finally:
+        await bus.close()
 
 
 @contextlib.asynccontextmanager
@@ -41,10 +43,12 @@ async def sockets():
             await SocketBus.open(place, one, [s for s in slots if s != one])
             for one in slots
         ]
-        await until(lambda: all(bus.whole for bus in buses))
-        yield buses[0], buses[1]
-        for bus in buses:
-            await bus.close()
+        try:
+            await until(lambda: all(bus.whole for bus in buses))
+            yield buses[0], buses[1]
+        finally:
+            for bus in buses:
+                await bus.close()
 
 
 ENGINES = {"local": local, "sockets": sockets}
