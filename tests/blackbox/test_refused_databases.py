@@ -44,8 +44,10 @@ def refusal(ours: daemon.Daemon) -> str:
     """Return what a daemon says that does not start; never the password."""
     ours.start(wait=False)
     assert ours.process is not None
-    status = ours.process.wait(30)
-    ours.process = None
+    try:
+        status = ours.process.wait(30)
+    finally:
+        ours.kill()
     log = ours.log()
     assert status == os.EX_TEMPFAIL, log
     assert not any(secret in log for secret in SECRETS)

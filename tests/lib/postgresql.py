@@ -108,9 +108,13 @@ class Cluster:
         self.port = ports.free_base(range(10_000, 32_000), (0,))
         self.process: subprocess.Popen[bytes] | None = None
         self._discarded: list[str] = []
-        self._initialise()
-        self.start()
-        self.sql(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'")
+        try:
+            self._initialise()
+            self.start()
+            self.sql(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'")
+        except BaseException:
+            self.close()
+            raise
 
     def _initialise(self) -> None:
         command = [
@@ -286,7 +290,11 @@ class Pgbouncer:
         (self.home / "pgbouncer.ini").write_text("\n".join([*config, ""]))
         (self.home / "users").write_text(f'"{USER}" "{PASSWORD}"\n')
         self.process = spawn([program, self.home / "pgbouncer.ini"], self.home / "log")
-        eventually(self._answers, "pgbouncer does not answer")
+        try:
+            eventually(self._answers, "pgbouncer does not answer")
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def log(self) -> str:

@@ -200,7 +200,11 @@ def site() -> SeaweedFS:
     """Return the session's server, started when first asked for."""
     made = SeaweedFS()
     atexit.register(made.close)
-    made.start()
+    try:
+        made.start()
+    except BaseException:
+        made.close()
+        raise
     return made
 
 

@@ -50,10 +50,9 @@ async def pair(
     await migrate_database(url, kind, clock or SystemClock())
     with run_dir() as place:
         options = {"clock": clock, "kind": kind, **share}
-        owner = await join(url, place, prefer=True, **options)
-        remote = await join(url, place, candidate=False, **options)
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            owner = await join(url, place, prefer=True, **options)
+            stack.push_async_callback(owner.close)
+            remote = await join(url, place, candidate=False, **options)
+            stack.push_async_callback(remote.close)
             yield owner, remote
-        finally:
-            await remote.close()
-            await owner.close()

@@ -30,7 +30,11 @@ def test_processes_see_one_anothers_counts() -> None:
     assert ours.add("x") == 1
     child = os.fork()
     if child == 0:
-        os._exit(theirs.add("x"))
+        seen = 0
+        try:
+            seen = theirs.add("x")
+        finally:
+            os._exit(seen)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     assert ours.add("x") == 3
     ours.drop("x")
