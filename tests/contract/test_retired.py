@@ -21,12 +21,6 @@ from tests.lib.shard import blob_ref, delivery
 FOREVER = 1 << 40
 
 
-@pytest.fixture(params=databases.ENGINES)
-def place(request, tmp_path):
-    with databases.on(request.param, tmp_path) as directory:
-        yield directory
-
-
 async def refused(writing):
     with pytest.raises(MailError) as caught:
         await writing
