@@ -38,7 +38,6 @@ class Serving:
         self._wanted = wanted
         self._server: ipc.Server | None = None
         self._draining = False
-        self._ended = asyncio.Event()
         self._running: dict[bytes, asyncio.Task[Any]] = {}
         self._forgotten: dict[bytes, int] = {}
         self._count = UNITS.labels(local.name)
@@ -63,7 +62,6 @@ class Serving:
 
     def end(self) -> None:
         """Let the peers look for the next owner; answers go out before."""
-        self._ended.set()
         if self._server is not None:
             self._server.close()
 
@@ -76,9 +74,8 @@ class Serving:
         work, account, args, again, below = sent
         if again and key in self._running:  # its first sending still runs
             await asyncio.wait((self._running[key],))
-        if self._draining:  # no answer: the next owner gets it
-            await self._ended.wait()
-            raise asyncio.CancelledError
+        if self._draining:  # the next owner gets it, when the connection has ended
+            await asyncio.get_running_loop().create_future()
         task = asyncio.current_task()
         if task is not None:
             self._running[key] = task
