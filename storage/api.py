@@ -173,15 +173,6 @@ class SegmentStore(BlobStore, Protocol):
     async def verify_segment(self, segment: int) -> SegmentReport:
         """Read a whole segment and compare checksums and hashes."""
 
-    async def verify(
-        self, progress: Callable[[SegmentReport, int], None] | None = None
-    ) -> list[SegmentReport]:
-        """Do so with every segment.
-
-        ``progress(report, of)`` is called after each segment with the number of
-        segments there are.
-        """
-
     def stats(self) -> BlobStats:
         """Return what was counted since the store was opened."""
 

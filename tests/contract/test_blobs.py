@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mailserverd.core.errors import Kind, MailError
 from tests.lib.blob_engines import DAMAGE, ENGINES
+from tests.lib.blobs import verified
 from tests.lib.failing import MODES, FailingBlobStore
 
 TEXT = b"Subject: hello\r\n\r\n" + b"the quick brown fox jumps over the dog\r\n" * 300
@@ -243,7 +244,7 @@ def test_segments_are_listed_packed_anew_and_removed(engine):
                 with pytest.raises(MailError) as caught:
                     await store.read(ref)
                 assert caught.value.kind is Kind.UNAVAILABLE
-        reports = await store.verify()
+        reports = await verified(store)
         assert not any(report.damage for report in reports)
         assert not {report.segment for report in reports} & set(old)
         gone = len([ref for ref in refs if ref.segment in old]) - len(moved)
@@ -279,9 +280,7 @@ def test_damage_is_unavailable_listed_reported_and_never_copied(engine, damage):
                 pass
         here = [ref for ref in refs if ref.segment == bad.segment]
         assert await store.list_blobs(bad.segment) == here
-        told = []
-        reports = await store.verify(lambda report, of: told.append((report, of)))
-        assert told == [(report, len(reports)) for report in reports]
+        reports = await verified(store)
         assert [r.segment for r in reports if r.damage] == [bad.segment]
         (report,) = (r for r in reports if r.damage)
         assert bad.offset in [one.offset for one in report.damage]
@@ -353,7 +352,6 @@ class Counting:
             self.streamed,
             failing.segments,
             lambda: failing.list_blobs(ref.segment),
-            failing.verify,
             lambda: failing.verify_segment(ref.segment),
             lambda: failing.rewrite([ref]),
         ):

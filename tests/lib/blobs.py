@@ -20,6 +20,11 @@ async def opened(place, options=SMALL, **more):
         await store.close()
 
 
+async def verified(store):
+    """Return the report on each segment, in the order of their numbers."""
+    return [await store.verify_segment(info.segment) for info in await store.segments()]
+
+
 def segment_files(place):
     """Return the names of the segments."""
     return sorted(p.name for p in place.iterdir() if p.name[0].isdigit())

@@ -138,9 +138,6 @@ class FailingBlobStore(Failing):
     async def verify_segment(self, segment):
         return await self._call("verify_segment", segment)
 
-    async def verify(self, progress=None):
-        return await self._call("verify", progress)
-
     def stats(self):
         return self._inner.stats()
 

@@ -313,23 +313,6 @@ class FileBlobStore:
         """Read a whole segment and compare every checksum and hash."""
         return await self._run(_told, self._maintenance.verify, segment)
 
-    async def verify(
-        self, progress: Callable[[SegmentReport, int], None] | None = None
-    ) -> list[SegmentReport]:
-        """Do so with every segment; returns one report per segment.
-
-        ``progress(report, of)`` is called after each segment with the number of
-        segments there are.
-        """
-        known = await self.segments()
-        reports = []
-        for info in known:
-            report = await self.verify_segment(info.segment)
-            reports.append(report)
-            if progress:
-                progress(report, len(known))
-        return reports
-
     def stats(self) -> BlobStats:
         """Return what was counted since the store was opened."""
         group = self._group

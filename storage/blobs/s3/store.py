@@ -284,23 +284,6 @@ class S3BlobStore:
         """Read a whole segment and compare checksums and hashes."""
         return await self._upkeep(self._maintenance.verify, segment)
 
-    async def verify(
-        self, progress: Callable[[SegmentReport, int], None] | None = None
-    ) -> list[SegmentReport]:
-        """Do so with every segment.
-
-        ``progress(report, of)`` is called after each segment with the number of
-        segments there are.
-        """
-        known = await self.segments()
-        reports = []
-        for info in known:
-            report = await self.verify_segment(info.segment)
-            reports.append(report)
-            if progress:
-                progress(report, len(known))
-        return reports
-
     async def _upkeep(self, work: Callable[..., T], *args: object) -> T:
         return await self._in(self._slow, _doing, work, *args)
 

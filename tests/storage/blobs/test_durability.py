@@ -14,6 +14,7 @@ import pytest
 
 from storage.blobs.file import FileBlobStore, Options
 from tests.lib import blob_writer
+from tests.lib.blobs import verified
 from tests.lib.disk import PowerCut, RecordingFiles
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -64,7 +65,7 @@ def test_acknowledged_blobs_survive_kill_9(tmp_path):
         store = await FileBlobStore.open(str(tmp_path), blob_writer.OPTIONS)
         for seed, ref in acknowledged:
             assert await store.read(ref) == blob_writer.content(seed)
-        reports = await store.verify()
+        reports = await verified(store)
         assert not [report for report in reports if report.damage]
         assert len(reports) > 5
         await store.close()

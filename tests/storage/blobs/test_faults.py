@@ -17,6 +17,7 @@ from tests.lib.blobs import (
     put_some,
     read_some,
     segment_files,
+    verified,
 )
 from tests.lib.disk import FaultyFiles, Files, FlakyFiles, RecordingFiles
 
@@ -61,7 +62,7 @@ def test_a_failing_disk_fails_all_that_wait_and_loses_nothing(
 
     async def verify():
         async with opened(tmp_path) as store:
-            assert not [r for r in await store.verify() if r.damage]
+            assert not [r for r in await verified(store) if r.damage]
 
     asyncio.run(verify())
 

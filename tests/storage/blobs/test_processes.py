@@ -20,7 +20,7 @@ from storage.metadata.deliver import add_email, prepare_account
 from storage.metadata.queue import MailQueue
 from storage.model import NewAccount
 from tests.lib import blob_writer, databases
-from tests.lib.blobs import opened
+from tests.lib.blobs import opened, verified
 from tests.lib.clock import ManualClock
 from tests.lib.shard import delivery
 
@@ -119,7 +119,7 @@ def test_writers_are_killed_while_another_process_collects(tmp_path):
             await keeper.collector.run()
             await keeper.check(store)
         async with opened(blobs, blob_writer.OPTIONS) as store:  # all recovered
-            reports = await store.verify()
+            reports = await verified(store)
             assert not [report for report in reports if report.damage]
             numbers = [report.segment for report in reports]
             assert len(set(numbers)) == len(numbers)

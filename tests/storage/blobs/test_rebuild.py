@@ -9,7 +9,7 @@ import shutil
 from storage.blobs.file import Options
 from storage.metadata import blobs as units
 from storage.metadata.deliver import add_email
-from tests.lib.blobs import opened, segment_files
+from tests.lib.blobs import opened, segment_files, verified
 from tests.lib.shard import Shard, delivery
 
 HOW = Options(segment_size=20_000, large=50_000, compression=1)
@@ -34,7 +34,7 @@ def test_segments_tell_what_they_hold_without_any_database(tmp_path):
 
     async def rebuild():
         async with opened(two, HOW) as store:
-            reports = await store.verify()
+            reports = await verified(store)
             assert sum(report.records for report in reports) == len(stored)
             found = {}
             for info in await store.segments():

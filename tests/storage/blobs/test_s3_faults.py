@@ -17,6 +17,7 @@ from storage.blobs.s3 import bucket
 from storage.blobs.s3.layout import key_of
 from storage.blobs.s3.url import open_blobs, size_of
 from tests.lib import seaweedfs
+from tests.lib.blobs import verified
 from tests.lib.ports import free_port
 from tests.lib.s3proxy import Proxy
 
@@ -248,7 +249,7 @@ def test_upkeep_is_repeated_too(proxy, options, how):
         proxy.harm("GET", how, match="segments")
         assert await store.list_blobs(ref.segment) == [ref]
         proxy.harm("GET", how, match="segments")
-        (report,) = await store.verify()
+        (report,) = await verified(store)
         assert not report.damage
         proxy.harm("GET", how, match="segments")
         moved = await store.rewrite([ref])
