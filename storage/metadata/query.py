@@ -287,6 +287,7 @@ def _walked(
     total = _counted(tx, account, query, asked) if query.total else None
     everything = query.total and total is None
     found = array("Q")
+    end = None
     seen: set[int] = set()
     chunks = () if asked.never else walk(tx, account, asked.way(query), _first(query))
     for chunk in chunks:
@@ -297,8 +298,11 @@ def _walked(
             rows = passing(rows)
         if query.collapse_threads:
             rows = _first_of_threads(rows, seen)
+        fresh = len(found)
         found.extend(row[0] for row in rows)
-        if not everything and _enough(query, found):
+        if end is None:
+            end = _end(query, found, fresh)
+        if end is not None and end <= len(found) and not everything:
             break
     result = window(query, found, read_state(tx, account))
     return result if total is None else dataclasses.replace(result, total=total)
@@ -311,16 +315,20 @@ def _first(query: EmailQuery) -> int:
     return min(CHUNK, max(FIRST, query.position + query.limit))
 
 
-def _enough(query: EmailQuery, found: array[int]) -> bool:
-    """Whether the window lies within what was found."""
+def _end(query: EmailQuery, found: array[int], since: int) -> int | None:
+    """Return where the window ends; None while that is not known.
+
+    The anchor is looked for among what was found ``since``.
+    """
     if query.limit is None:
-        return False
-    if query.anchor is not None:
-        if query.anchor not in found:
-            return False
-        start = max(0, found.index(query.anchor) + query.anchor_offset)
-        return start + query.limit <= len(found)
-    return query.position >= 0 and query.position + query.limit <= len(found)
+        return None
+    if query.anchor is None:
+        return None if query.position < 0 else query.position + query.limit
+    try:
+        anchor = found.index(query.anchor, since)
+    except ValueError:
+        return None
+    return max(0, anchor + query.anchor_offset) + query.limit
 
 
 def _top(

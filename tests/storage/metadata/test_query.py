@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from array import array
 
@@ -264,6 +265,22 @@ def test_an_anchor_places_the_window(filled, offset, collapse):
     )
     start = max(0, 4 + offset)
     assert (found.position, list(found.ids)) == (start, right[start : start + 3])
+
+
+@pytest.mark.parametrize("offset", [-9, -1, 0, 1, 9])
+def test_an_anchor_is_found_in_whichever_chunk(filled, offset, monkeypatch):
+    monkeypatch.setattr(query, "CHUNK", 4)  # of the first; each is twice the one before
+    shard, facts = filled
+    asked = EmailQuery(Condition("in_mailbox", 1), limit=3)
+    right = expected(facts, dataclasses.replace(asked, limit=None))
+    assert len(right) > 28  # three chunks
+    for place, anchor in enumerate(right):
+        found = shard.run(
+            query.run,
+            dataclasses.replace(asked, anchor=anchor, anchor_offset=offset),
+        )
+        start = max(0, place + offset)
+        assert (found.position, list(found.ids)) == (start, right[start : start + 3])
 
 
 def test_an_anchor_outside_the_result_is_an_error(filled):
