@@ -81,8 +81,7 @@ def test_who_waits_is_told_behind_pgbouncer(pooled: daemon.Daemon) -> None:
         assert imap.response().startswith(b"+")
         assert deliver(pooled, "for who waits", BOB)[0] == 250
         assert b" EXISTS" in imap.response()
-        while not imap.socket.send(b"DONE\r\n"):
-            pass
+        imap.send(b"DONE\r\n")
         assert imap.finish(tag)[0].startswith(b"OK")
 
 

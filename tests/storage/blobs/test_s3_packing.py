@@ -20,6 +20,7 @@ from storage.blobs.s3.packer import Packer
 from storage.segments import ZSTD, prepare, prepare_packed
 from tests.lib import seaweedfs
 from tests.lib.s3proxy import Proxy
+from tests.lib.waiting import eventually
 
 _prefixes = itertools.count(1)
 MESSAGE = (
@@ -101,7 +102,7 @@ def test_objects_are_written_beside_a_slow_one(options):
             async with seaweedfs.opened(through, window=0.05) as store:
                 proxy.harm("PUT", "late")
                 slow = asyncio.ensure_future(store.put(b"slow"))
-                await asyncio.sleep(0.02)
+                await asyncio.to_thread(eventually, lambda: proxy.count("PUT", ".seg"))
                 await store.put(b"quick")
                 assert not slow.done()
                 await slow
