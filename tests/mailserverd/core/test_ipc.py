@@ -62,6 +62,20 @@ def unsendable(_peer):
     return lambda: None
 
 
+class Wait:
+    """A method that never answers; ``running`` of its calls are under way."""
+
+    def __init__(self):
+        self.running = 0
+
+    async def __call__(self, _peer):
+        self.running += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.running -= 1
+
+
 SERVICE = {
     "double": double,
     "slowly": slowly,
@@ -181,20 +195,13 @@ def test_both_ends_call_and_tell():
 
 
 def test_a_caller_that_is_cancelled_cancels_the_handler():
-    running = []
-
-    async def wait(_peer):
-        running.append(1)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            running.pop()
+    wait = Wait()
 
     async def work(server, peer):
         task = asyncio.create_task(peer.call("wait"))
-        await until(lambda: running)
+        await until(lambda: wait.running)
         task.cancel()
-        await until(lambda: not running)
+        await until(lambda: not wait.running)
         assert task.cancelled()
         assert next(iter(server.peers)).under_way == 0
         assert await peer.call("double", 1) == 2
@@ -203,23 +210,16 @@ def test_a_caller_that_is_cancelled_cancels_the_handler():
 
 
 def test_a_lost_connection_fails_what_waits_and_cancels_what_runs():
-    running = []
-
-    async def wait(_peer):
-        running.append(1)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            running.pop()
+    wait = Wait()
 
     async def work(server, peer):
         waiting = asyncio.create_task(peer.call("wait"))
-        await until(lambda: running)
+        await until(lambda: wait.running)
         server.close()
         with pytest.raises(MailError) as caught:
             await waiting
         assert caught.value.kind is Kind.UNAVAILABLE
-        await until(lambda: not running)
+        await until(lambda: not wait.running)
         with pytest.raises(MailError):
             await peer.call("wait")
         peer.tell("wait")
