@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 import asyncpg
 
@@ -89,6 +90,12 @@ def cannot_open(error: BaseException, where: str) -> MailError:
         hint = "there is no such database; make it with: createdb --encoding=UTF8"
     elif code.startswith("53300"):
         hint = "the server has no connection left; raise max_connections"
+    elif code == "42501":  # insufficient_privilege
+        hint = "make the user of the URL the owner: ALTER DATABASE ... OWNER TO ..."
+    elif isinstance(error, ssl.SSLError):
+        hint = "check sslmode and sslrootcert of the URL"
+    elif isinstance(error, FileNotFoundError | PermissionError):
+        hint = "is PostgreSQL running there? are the paths in the URL right?"
     elif isinstance(error, ValueError | asyncpg.InterfaceError):
         hint = "check the URL"
     elif code:

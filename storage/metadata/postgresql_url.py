@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -136,6 +137,11 @@ async def migrate_database(url: str, kind: str, clock: Clock) -> migrate.Migrate
             return await connection.run_sync(
                 _migrate, kind, int(clock.now()), target.where
             )
+    except DBAPIError as error:  # of the driver's; SQLAlchemy wraps it twice
+        cause = error.orig.__cause__ if error.orig else None
+        raise cannot_open(cause or error, target.where) from error
+    except DRIVER as error:  # of connecting
+        raise cannot_open(error, target.where) from error
     finally:
         await engine.dispose()
 

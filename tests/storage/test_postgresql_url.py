@@ -119,7 +119,7 @@ def test_an_encoding_other_than_utf8_is_refused(made, encoding):
     assert "createdb --encoding=UTF8" in text
 
 
-def test_who_cannot_be_reached_is_named(made):
+def test_who_cannot_be_reached_is_named(made, tmp_path):
     name = made()
     url = cluster().url(name)
     assert "make it with: createdb" in opened(cluster().url("nobody"))
@@ -130,6 +130,35 @@ def test_who_cannot_be_reached_is_named(made):
         f"postgresql+asyncpg://{USER}@/{name}?host=/nowhere"
     )
     assert "check the URL" in opened(url + "?sslmode=perhaps")
+    lost = "?sslmode=verify-full&sslrootcert=/nowhere"
+    assert "are the paths in the URL right?" in opened(url + lost)
+    (tmp_path / "ca").write_text("no certificate\n")
+    bad = f"?sslmode=verify-full&sslrootcert={tmp_path}/ca"
+    assert "check sslmode and sslrootcert" in opened(url + bad)
+
+
+def test_a_database_of_another_owner_says_what_to_do(made):
+    name = made()
+    cluster().sql(f"ALTER DATABASE {name} OWNER TO postgres")
+    with pytest.raises(MailError, match=r"permission denied.*ALTER DATABASE") as caught:
+        migrated(cluster().url(name))
+    assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_a_server_that_goes_before_the_migration_is_named(made, monkeypatch):
+    async def refused(*_args, **_options):
+        raise ConnectionRefusedError("gone")
+
+    url = cluster().url(made())
+    target, meta = asyncio.run(postgresql_url._look(url))
+
+    async def looked(_url):
+        return target, meta
+
+    monkeypatch.setattr(postgresql_url, "_look", looked)
+    monkeypatch.setattr(postgresql_url.asyncpg, "connect", refused)
+    with pytest.raises(MailError, match="gone; is PostgreSQL running there"):
+        migrated(url)
 
 
 def test_a_unix_socket_is_a_way_too(made):
