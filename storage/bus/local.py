@@ -57,6 +57,10 @@ class LocalBus:
         """As ``publish``: there is no other process."""
         self.publish(account, modseq)
 
+    def watches(self, account: int) -> bool:
+        """Return whether somebody subscribed to an account."""
+        return account in self._watched
+
     def watched(self) -> list[int]:
         """Return the accounts that somebody subscribed to."""
         return list(self._watched)

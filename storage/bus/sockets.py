@@ -69,7 +69,6 @@ class SocketBus:
 
     def __init__(self) -> None:
         self._here = LocalBus()
-        self._counts: dict[int, int] = {}  # subscriptions here, by account
         self._known: set[int] = set()  # accounts that peers are told we want
         self._new: set[int] = set()  # to be told
         self._unwatched: set[int] = set()  # to be withdrawn, if they stay so
@@ -118,20 +117,15 @@ class SocketBus:
         """Call ``callback(account, modseq)`` on each hint; returns unsubscribe, which
         may be called more than once."""
         stop = self._here.subscribe(account, callback)
-        self._counts[account] = self._counts.get(account, 0) + 1
         if account not in self._known:
             if not self._new:
                 self._loop.call_soon(self._tell_new)
             self._known.add(account)
             self._new.add(account)
-        stopped = False
 
         def unsubscribe() -> None:
-            nonlocal stopped
-            if not stopped:
-                stopped = True
-                stop()
-                self._stopped(account)
+            stop()
+            self._stopped(account)
 
         return unsubscribe
 
@@ -141,7 +135,7 @@ class SocketBus:
 
     def watched(self) -> list[int]:
         """Return the accounts that somebody in this process subscribed to."""
-        return list(self._counts)
+        return self._here.watched()
 
     def on_gap(self, callback: OnGap) -> None:
         """Call with the accounts of which hints may be missing; None: with all."""
@@ -166,10 +160,8 @@ class SocketBus:
     # --- what we want -----------------------------------------------------------
 
     def _stopped(self, account: int) -> None:
-        self._counts[account] -= 1
-        if self._counts[account]:
+        if self._here.watches(account):
             return
-        del self._counts[account]
         self._unwatched.add(account)
         if self._sweep is None:
             self._sweep = self._loop.call_later(LINGER, self._withdraw)
@@ -177,7 +169,7 @@ class SocketBus:
     def _withdraw(self) -> None:
         """Say which accounts stayed unwatched; those of just now may return."""
         self._sweep = None
-        gone = self._unwatched - self._counts.keys()
+        gone = {one for one in self._unwatched if not self._here.watches(one)}
         self._unwatched.clear()
         self._known -= gone
         self._new -= gone
