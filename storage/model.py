@@ -252,10 +252,14 @@ class StoreFlags:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoreResult:
-    """Rows as in ``ViewDelta.changed``, and uids that failed UNCHANGEDSINCE."""
+    """Rows as in ``ViewDelta.changed``, and uids that failed UNCHANGEDSINCE.
+
+    ``previous`` has the modseq that each row of ``changed`` had before.
+    """
 
     modseq: int
     changed: tuple[tuple[int, int, int, int, tuple[str, ...]], ...]
+    previous: tuple[int, ...]
     modified: tuple[int, ...]
 
 

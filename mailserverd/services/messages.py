@@ -311,6 +311,7 @@ class Messages:
         return StoreResult(
             parts[-1].modseq,
             tuple(row for part in parts for row in part.changed),
+            tuple(modseq for part in parts for modseq in part.previous),
             tuple(uid for part in parts for uid in part.modified),
         )
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from mailserverd.core.types import Access
-    from storage.model import View, ViewDelta
+    from storage.model import StoreResult, View, ViewDelta
 
     Changed = tuple[int, int, int, int, tuple[str, ...]]
 
@@ -400,9 +400,16 @@ class Selected:
         """Note that the client was sent the flags of these messages."""
         self._known.update(zip(batch.uids, batch.modseqs, strict=True))
 
-    def quiet(self, rows: Iterable[Changed]) -> None:
-        """Note changes that the client made and does not want to hear of."""
-        self._known.update((row[0], row[2]) for row in rows)
+    def quiet(self, result: StoreResult) -> None:
+        """Note changes that the client made and need not hear of.
+
+        It must hear of those that met a change by others that it was not yet told
+        (RFC 9051 section 6.4.6): its own picture would lack that one for ever.
+        """
+        known, told = self._known, self.told
+        for row, previous in zip(result.changed, result.previous, strict=True):
+            if previous <= max(told, known.get(row[0], 0)):
+                known[row[0]] = row[2]
 
     def sync(self, *, expunge: bool, form: Form) -> bytes:
         """Return the untagged responses that bring the client up to date."""

@@ -96,7 +96,8 @@ def store_flags(tx: Tx, account: int, args: StoreFlags) -> StoreResult:
             touched.append(placed)
     modseq, _ = edit.finish()
     changed = tuple(_row(uid, email, box, modseq) for uid, email, _ in touched)
-    return StoreResult(modseq, changed, tuple(modified))
+    previous = tuple(placed.modseq for placed in touched)
+    return StoreResult(modseq, changed, previous, tuple(modified))
 
 
 def _row(

@@ -133,7 +133,7 @@ class Services:
         yield RAW[start:end]
 
     async def store_flags(self, _: object, args: Any) -> StoreResult:
-        return StoreResult(5, (), tuple(args.uids) if args.unchanged_since else ())
+        return StoreResult(5, (), (), tuple(args.uids) if args.unchanged_since else ())
 
     async def copy(self, _: object, __: int, uids: Any, ___: int) -> CopyResult:
         return CopyResult(77, tuple(uids), tuple(range(1, len(uids) + 1)), 5)

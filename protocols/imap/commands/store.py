@@ -64,7 +64,7 @@ async def _run(context: Context, args: Cursor, *, uid: bool) -> bytes | None:
             request.unchanged_since,
         ),
     )
-    selected.quiet(result.changed)
+    selected.quiet(result)
     await context.refresh()
     await _tell(context, request, ranges, result, uid=uid)
     return _modified(context, result, uid=uid) if result.modified else None

@@ -19,6 +19,7 @@ from tests.lib.imap import USER, Client, ImapHost, imap_host
 
 if TYPE_CHECKING:
     import pathlib
+    from collections.abc import Sequence
 
 MESSAGE = b"Subject: x\r\n\r\nx\r\n"
 FETCHED = re.compile(rb"\* (\d+) FETCH \((.*)\)")
@@ -91,8 +92,13 @@ class Player:
         if known is not None and (match := FLAGS.search(items)):
             self.flags[known] = match[1]
 
-    async def run(self, command: str, *, expunge: bool) -> None:
+    async def run(
+        self, command: str, *, expunge: bool, silent: Sequence[int] = ()
+    ) -> None:
         reply, told = await self.client.run(command)
+        if reply.startswith(b"OK"):  # what it asked for it is not told
+            for uid in silent:
+                self.flags[uid] = self.flags[uid].replace(b"\\Flagged", b"")
         self.hear(told, expunge=expunge)
         assert reply.startswith((b"OK", b"NO [EXPUNGEISSUED]")), (command, reply)
 
@@ -110,19 +116,8 @@ class Player:
         filled = command.format(
             uids=sequence.encode(uids).decode(), seqs=sequence.encode(seqs).decode()
         )
-        if "SILENT" in command:  # what it asks for it is not told
-            for uid in uids:
-                known_flags = self.flags.pop(uid, b"").replace(b"\\Flagged", b"")
-                if known_flags:
-                    self.flags[uid] = known_flags
-        before = dict(self.flags)
-        await self.run(filled, expunge=expunge)
-        if "SILENT" in command:
-            # What others changed may be told before or after the silent change took
-            # place; the protocol does not say which (RFC 9051 section 6.4.6).
-            for uid in uids:
-                if self.flags.get(uid) is not before.get(uid):
-                    self.flags.pop(uid, None)
+        silent = uids if "SILENT" in command else ()
+        await self.run(filled, expunge=expunge, silent=silent)
 
     async def play(self, steps: int) -> None:
         for _ in range(steps):
@@ -177,9 +172,8 @@ async def check(host: ImapHost, players: list[Player]) -> None:
     assert fresh.uids == list(view.uids)
     for player in players:
         await player.run("NOOP", expunge=True)
-        heard = {uid: player.flags.get(uid) for uid in player.uids if uid}
-        for uid, flags in heard.items():
-            assert flags is None or words(flags) == words(fresh.flags[uid])
+        for uid in filter(None, player.uids):
+            assert words(player.flags[uid]) == words(fresh.flags[uid])
         await player.run("UID FETCH 1:* (FLAGS)", expunge=True)
         assert player.uids == fresh.uids
         assert {uid: player.flags[uid] for uid in fresh.uids} == fresh.flags

@@ -14,7 +14,7 @@ from mailserverd.core.types import Access
 from protocols.imap.view import Form, MailboxView, Selected
 from protocols.imap.wire import sequence
 from protocols.imap.wire.errors import WireError
-from storage.model import KEYWORD_SHIFT, SEEN, View, ViewDelta
+from storage.model import KEYWORD_SHIFT, SEEN, StoreResult, View, ViewDelta
 
 ACCESS = Access(1, 1)
 KEYWORDS = ((), ("$forwarded",), ("a", "b"))
@@ -205,13 +205,17 @@ def test_expunged_messages_keep_their_numbers_until_told() -> None:
     assert list(selected.batch(1, 5).uids) == [1, 3, 4, 5, 6]
 
 
+def stored(uid: int, modseq: int, bits: int, previous: int = 1) -> StoreResult:
+    return StoreResult(modseq, ((uid, uid + 1000, modseq, bits, ()),), (previous,), ())
+
+
 def test_what_a_session_did_itself_is_not_told_twice() -> None:
     mailbox, view = make(3)
     mine, other = (Selected(view, ACCESS, "INBOX", read_only=False) for _ in range(2))
     view.selections.update((mine, other))
     mailbox.modseq += 1
     mailbox.messages[2] = (mailbox.modseq, 1, ())
-    mine.quiet([(2, 1002, mailbox.modseq, 1, ())])
+    mine.quiet(stored(2, mailbox.modseq, 1))
     view.apply(mailbox.delta(view.highestmodseq))
     assert mine.sync(expunge=True, form=Form.PLAIN) == b""
     told = other.sync(expunge=True, form=Form.PLAIN)
@@ -222,12 +226,26 @@ def test_a_later_change_by_others_is_told() -> None:
     mailbox, view = make(3)
     mine = Selected(view, ACCESS, "INBOX", read_only=False)
     view.selections.add(mine)
-    mine.quiet([(2, 1002, mailbox.modseq + 1, 1, ())])
+    mine.quiet(stored(2, mailbox.modseq + 1, 1))
     mailbox.modseq += 2
     mailbox.messages[2] = (mailbox.modseq, 5, ())
     view.apply(mailbox.delta(view.highestmodseq))
     told = mine.sync(expunge=True, form=Form.MODSEQ)
     assert told == b"* 2 FETCH (FLAGS (\\Seen \\Flagged) MODSEQ (6))\r\n"
+
+
+def test_a_change_by_others_that_a_quiet_one_met_is_told() -> None:
+    mailbox, view = make(3)
+    mine = Selected(view, ACCESS, "INBOX", read_only=False)
+    view.selections.add(mine)
+    mailbox.modseq += 1
+    mailbox.messages[2] = (mailbox.modseq, 1, ())  # by another session
+    mailbox.modseq += 1
+    mailbox.messages[2] = (mailbox.modseq, 5, ())
+    mine.quiet(stored(2, mailbox.modseq, 5, previous=mailbox.modseq - 1))
+    view.apply(mailbox.delta(view.highestmodseq))
+    told = mine.sync(expunge=True, form=Form.PLAIN)
+    assert told == b"* 2 FETCH (FLAGS (\\Seen \\Flagged))\r\n"
 
 
 def test_idle_sessions_share_one_rendering() -> None:
