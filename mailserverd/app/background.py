@@ -111,6 +111,7 @@ class Background:
         if self._control is not None:  # it serves
             self._control.close()
             await self.fronts.drain(0)
+        await self.graph.runner.rest()
         await self._tasks.stop()
         await self.graph.close()
 

@@ -57,6 +57,7 @@ async def run(settings: Settings, config: str, reactor: Any) -> int:
             await graph.recover()
             daemon = Daemon(settings, config, graph, reactor)
             stack.push_async_callback(daemon.tasks.stop)
+            stack.push_async_callback(graph.runner.rest)
             await daemon.serve(base)
     log.info("stopped")
     return 0

@@ -51,7 +51,7 @@ class Leader:
         """
         try:
             while True:
-                until = await self._renew()
+                until = await self._renew(self._seconds / 3)
                 if self.term is not None and await self._lead(work, until):
                     return
                 await asyncio.sleep(self._seconds / 3)
@@ -67,13 +67,13 @@ class Leader:
             while self.term == term:
                 # The last third stays for stopping before another one begins.
                 left = until - self._seconds / 3 - self._clock.monotonic()
-                if left <= 0:
+                if left <= self._seconds / 30:
                     break
-                await asyncio.wait((working,), timeout=min(left, self._seconds / 3))
+                await asyncio.wait((working,), timeout=left / 2)
                 if working.done():
                     await working
                     return True
-                until = max(until, await self._renew())
+                until = max(until, await self._renew(left / 2))
         finally:
             working.cancel()
             await asyncio.wait((working,))
@@ -81,15 +81,16 @@ class Leader:
         self.term = None
         return False
 
-    async def _renew(self) -> float:
+    async def _renew(self, limit: float) -> float:
         """Take or keep the lease; returns until when (monotonic) it is held at least.
 
+        ``limit`` is how many seconds that may take.
         Returns 0 when the database did not answer: what was held still is.
         """
         began = self._clock.monotonic()
         args = (self._name, self._owner, self._seconds)
         try:
-            async with asyncio.timeout(self._seconds / 3):
+            async with asyncio.timeout(limit):
                 self.term = await self._database.write(leases.take, 0, args)
         except (MailError, TimeoutError) as error:
             log.warning("lease-not-renewed", lease=self._name, error=str(error))

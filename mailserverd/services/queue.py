@@ -87,6 +87,7 @@ class QueueRunner:
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._ended = asyncio.Event()
         self._notice = asyncio.Event()
+        self._resting = False
 
     # --- loops ----------------------------------------------------------------
 
@@ -99,9 +100,23 @@ class QueueRunner:
             group.create_task(self._notice_loop())
             group.create_task(self._heartbeat_loop())
 
+    async def rest(self) -> None:
+        """Begin no more attempts, and let those under way end, beside ``run``.
+
+        While that goes on no other node takes the queue's work over, and begins them
+        once more.
+        """
+        self._resting = True
+        await self._end_attempts()
+
     async def drain(self) -> None:
-        """Let attempts end; after ``drain`` seconds cut them off, to be tried again."""
+        """Let reports and attempts end, then close connections."""
         await self._receive.notices.close()
+        await self._end_attempts()
+        await self._relay.close()
+
+    async def _end_attempts(self) -> None:
+        """After ``drain`` seconds they are cut off, to be tried again."""
         tasks = list(self._running)
         if tasks:
             _, left = await asyncio.wait(tasks, timeout=self.settings.drain)
@@ -109,7 +124,6 @@ class QueueRunner:
                 task.cancel()
             if left:
                 await asyncio.wait(left)
-        await self._relay.close()
 
     async def _claim_loop(self) -> None:
         while True:
@@ -142,6 +156,8 @@ class QueueRunner:
 
     @property
     def _free(self) -> int:
+        if self._resting:
+            return 0
         return max(self.settings.concurrency - len(self._running), 0)
 
     @property
@@ -162,6 +178,8 @@ class QueueRunner:
             lease=LEASE,
         )
         claims = self._new(await self._queue.claim(limits))
+        if self._resting:  # meanwhile; who begins next ends these leases
+            return 0
         for claim in claims:
             self._busy[claim.domain] += 1
             task = asyncio.get_running_loop().create_task(self._run(claim))

@@ -106,6 +106,32 @@ def test_who_cannot_renew_stops_before_another_begins(tmp_path):
     scenario(tmp_path, work)
 
 
+def test_a_renewal_that_hangs_leaves_time_for_stopping(tmp_path):
+    class Hanging(FailingDatabase):
+        """Once it ``refused``, a write is never answered."""
+
+        refused = False
+
+        async def write(self, work, account, args):
+            if self.refused:
+                await asyncio.Event().wait()
+            self.refused = self.mode != "never"
+            return await super().write(work, account, args)
+
+    async def work(database):
+        hanging = Hanging(database)
+        leader = Leader(hanging, "x", SystemClock(), seconds=3 * SHORT)
+        job = Job()
+        async with running(leader, job):
+            await until(lambda: job.running)
+            hanging.mode = "always"
+            until_then = time.monotonic() + 3 * SHORT  # at least: another's turn
+            await until(lambda: not job.running)
+            assert time.monotonic() < until_then - SHORT / 2
+
+    scenario(tmp_path, work)
+
+
 def test_a_lease_that_another_one_took_ends_the_work(tmp_path):
     async def work(database):
         job = Job()

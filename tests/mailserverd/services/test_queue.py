@@ -424,6 +424,28 @@ def test_draining_lets_attempts_end(place: pathlib.Path) -> None:
     run(place, steps)
 
 
+def test_who_rests_begins_nothing_and_ends_what_is_begun(place: pathlib.Path) -> None:
+    async def steps(it: Bench) -> None:
+        loop = asyncio.ensure_future(it.runner.run())
+        try:
+            it.sink.answers["RCPT"] = SILENT
+            begun = await it.submit(FRIEND)
+            await until(lambda: rcpts(it) == 1)
+            resting = asyncio.ensure_future(it.runner.rest())
+            await asyncio.sleep(0)
+            left = await it.submit("x@b.example")
+            await resting
+            assert (await it.recipient(begun)).attempts == 1
+            assert (await it.recipient(left)).attempts == 0
+            assert it.sink.connections == 1
+            assert not loop.done()
+        finally:
+            loop.cancel()
+            await asyncio.wait([loop])
+
+    run(place, steps)
+
+
 def test_large_and_eight_bit_messages(place: pathlib.Path) -> None:
     async def steps(it: Bench) -> None:
         body = b"\xc3\xbc" * 400 + b"\r\n"
