@@ -16,6 +16,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mailserverd.core.errors import MailError
+from mailserverd.services.usage import unless_removed
 from storage.metadata import blobs as units
 from storage.metadata import retired
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from storage.api import Database, SegmentStore
     from storage.metadata.queue import MailQueue
     from storage.model import BlobRef
-    from storage.report import SegmentInfo
+    from storage.report import SegmentInfo, SegmentReport
     from storage.segments import Damage
 
     Progress = Callable[[dict[str, Any]], None]
@@ -136,15 +137,9 @@ class BlobCheck:
             unlisted = None
         return found
 
-    async def _verified(self, info: SegmentInfo) -> Any:
-        """Return the report on a segment; None when it was removed meanwhile."""
-        try:
-            return await self._blobs.verify_segment(info.segment)
-        except MailError:
-            still = await self._blobs.segments()
-            if any(one.segment == info.segment for one in still):
-                raise
-            return None
+    async def _verified(self, info: SegmentInfo) -> SegmentReport | None:
+        look = self._blobs.verify_segment(info.segment)
+        return await unless_removed(self._blobs, info.segment, look)
 
     async def _places(
         self, infos: Iterable[SegmentInfo]
@@ -161,13 +156,8 @@ class BlobCheck:
         yield places
 
     async def _listed(self, info: SegmentInfo) -> list[BlobRef]:
-        segment = info.segment
-        try:
-            return await self._blobs.list_blobs(segment)
-        except MailError:
-            if any(one.segment == segment for one in await self._blobs.segments()):
-                raise
-            return []
+        look = self._blobs.list_blobs(info.segment)
+        return await unless_removed(self._blobs, info.segment, look) or []
 
     async def _look_up(
         self, found: Found, places: dict[int, array[int]], listed: set[int] | None

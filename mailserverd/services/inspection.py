@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mailserverd.core.errors import MailError
-from mailserverd.services.usage import Pace, Usage, size_of
+from mailserverd.services.usage import Pace, Usage, size_of, unless_removed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from mailserverd.core.ports import Clock
     from storage.api import Database, SegmentStore
     from storage.metadata.queue import MailQueue
-    from storage.report import SegmentInfo, SegmentReport
 
     Progress = Callable[[dict[str, Any]], None]
 
@@ -40,7 +38,11 @@ class Inspection:
         """
         pace, segments = Pace(rate, self._clock), await self._blobs.segments()
         done: dict[str, Any] = {"segments": 0, "records": 0, "octets": 0, "damage": []}
-        async for report in self._reports(segments):
+        for info in segments:
+            look = self._blobs.verify_segment(info.segment)
+            report = await unless_removed(self._blobs, info.segment, look)
+            if report is None:
+                continue
             done["segments"] += 1
             done["records"] += report.records
             done["octets"] += report.octets
@@ -58,20 +60,6 @@ class Inspection:
             await pace.spend(report.octets)
         return done
 
-    async def _reports(
-        self, segments: Sequence[SegmentInfo]
-    ) -> AsyncIterator[SegmentReport]:
-        for info in segments:
-            try:
-                yield await self._blobs.verify_segment(info.segment)
-            except MailError:
-                if await self._exists(info.segment):
-                    raise
-
-    async def _exists(self, segment: int) -> bool:
-        """Return False for a segment that was removed meanwhile."""
-        return any(one.segment == segment for one in await self._blobs.segments())
-
     async def stats(self, rate: int, progress: Progress) -> dict[str, Any]:
         """Return what the store holds, and what of it is needed.
 
@@ -81,11 +69,9 @@ class Inspection:
         pace, segments = Pace(rate, self._clock), await self._blobs.segments()
         octets = live = records = needed = 0
         for count, info in enumerate(segments, 1):
-            try:
-                held = await self._usage.look(info, pace, foresee=True)
-            except MailError:
-                if await self._exists(info.segment):
-                    raise
+            look = self._usage.look(info, pace, foresee=True)
+            held = await unless_removed(self._blobs, info.segment, look)
+            if held is None:
                 continue
             octets += info.octets
             live += min(size_of(held.needed), info.octets)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mailserverd.core.errors import MailError
 from storage.metadata import blobs as units
 from storage.metadata import collect
 from storage.segments import FOOTER_ENTRY, OVERHEAD, RECORD_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Collection, Iterable, Sequence
 
     from mailserverd.core.ports import Clock
     from storage.api import Database, SegmentStore
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from storage.model import BlobRef
     from storage.report import SegmentInfo
 
+R = TypeVar("R")
 CHUNK = 500  # rows of one unit of work
 LOOK = 1024  # octets that asking for one record counts as
 LEAST = 0.02  # seconds: shorter pauses are saved up
@@ -58,6 +60,18 @@ class Held:
     def live(self) -> int:
         """The octets of a segment that holds only what is needed; 0 for nothing."""
         return size_of(self.needed)
+
+
+async def unless_removed(
+    blobs: SegmentStore, segment: int, look: Awaitable[R]
+) -> R | None:
+    """Return what a look at a segment finds; None when that was removed meanwhile."""
+    try:
+        return await look
+    except MailError:
+        if any(one.segment == segment for one in await blobs.segments()):
+            raise
+        return None
 
 
 def size_of(refs: Collection[BlobRef]) -> int:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.types import Recipient
 from mailserverd.services.upkeep import Upkeep
+from mailserverd.services.usage import unless_removed
 from storage.metadata import blobs as units
 from storage.queue import NewQueued
 from storage.segments import RECORD_HEADER
+from tests.lib.blobs import opened
 from tests.lib.mailhost import mail_host
 
 if TYPE_CHECKING:
@@ -105,3 +108,19 @@ def test_what_arrives_after_its_segment_was_read_is_no_fault(
             return await check(host)
 
     assert asyncio.run(run())["faults"] == []
+
+
+def test_a_segment_that_is_removed_while_looked_at_is_passed_over(
+    place: pathlib.Path,
+) -> None:
+    async def run() -> None:
+        async with opened(place) as store:
+            await store.put(b"x" * 6000)
+            last = (await store.put(b"in the next segment")).segment
+            await store.remove_segment(1)
+            assert await unless_removed(store, 1, store.list_blobs(1)) is None
+            with pytest.raises(MailError) as caught:
+                await unless_removed(store, last, store.remove_segment(last))
+            assert caught.value.kind is Kind.INVALID
+
+    asyncio.run(run())
