@@ -326,7 +326,7 @@ def test_a_rate_slows_copying_down(engine):
         refs = [await store.put(os.urandom(5000)) for _ in range(4)]
         began = time.monotonic()
         assert len(await store.rewrite(refs, 100_000)) == 4
-        assert time.monotonic() - began < 5
+        assert 0.15 < time.monotonic() - began < 5  # 20 KB
         assert not await store.rewrite([])
 
     on(engine, work)

@@ -20,6 +20,7 @@ from tests.lib import seaweedfs
 from tests.lib.blobs import verified
 from tests.lib.ports import free_port
 from tests.lib.s3proxy import Proxy
+from tests.lib.waiting import eventually
 
 _prefixes = itertools.count(1)
 MESSAGE = (
@@ -179,8 +180,9 @@ def test_closing_does_not_wait_for_what_cannot_succeed(proxy, options, monkeypat
     async def run():
         store = await seaweedfs.S3BlobStore.open(options)
         proxy.close()
+        before = store.bucket.puts
         put = asyncio.ensure_future(store.put(MESSAGE))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(eventually, lambda: store.bucket.puts > before)
         async with asyncio.timeout(10):
             await store.close()
         assert await kind_of(put) is Kind.UNAVAILABLE
