@@ -33,7 +33,8 @@ from tests.lib.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-WEED = str(pathlib.Path(sys.executable).with_name("weed"))
+# Its log goes where its output goes, not to files in /tmp beside.
+WEED = (str(pathlib.Path(sys.executable).with_name("weed")), "-logtostderr")
 KEY, SECRET = "tester", "not-a-secret"
 REGION = "us-east-1"
 START_LIMIT = 60.0
@@ -91,7 +92,7 @@ class SeaweedFS:
         with (self.home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(WEED, "server", f"-dir={self.home / 'data'}", *FIXED, *ports),
+                    *(*WEED, "server", f"-dir={self.home / 'data'}", *FIXED, *ports),
                     *(f"-s3.port={self.port}", f"-s3.config={self.home / 's3.json'}"),
                 ],
                 cwd=self.home,  # where it looks for master.toml
@@ -123,7 +124,7 @@ class SeaweedFS:
         filer = self._ports["filer.port"], self._ports["filer.port.grpc"]
         subprocess.run(
             [
-                *(WEED, "shell", f"-master=127.0.0.1:{master[0]}.{master[1]}"),
+                *(*WEED, "shell", f"-master=127.0.0.1:{master[0]}.{master[1]}"),
                 f"-filer=127.0.0.1:{filer[0]}.{filer[1]}",
             ],
             input=text.encode(),
