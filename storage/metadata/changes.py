@@ -81,10 +81,17 @@ class _Point:
         return key <= self._after
 
 
-def _start(tx: Tx, account: int, since: Since) -> tuple[_Point, AccountState]:
+def _start(
+    tx: Tx, account: int, since: Since, kind: str
+) -> tuple[_Point, AccountState]:
+    """Return where to begin; ``kind`` names the field of the objects' state.
+
+    A client with their last state has missed nothing, however old that is.
+    """
     floor, state = read_floor(tx, account)
     oldest = since.modseq - (since.after is not None)
-    if oldest < floor or since.modseq > state.modseq:
+    needed = min(floor, getattr(state, kind))
+    if oldest < needed or since.modseq > state.modseq:
         raise MailError(Kind.CANNOT_CALCULATE_CHANGES)
     return _Point(since), state
 
@@ -163,7 +170,7 @@ def _tombs(tx: Tx, account: int, kind: int, point: _Point) -> list[Row]:
 
 def emails(tx: Tx, account: int, since: Since) -> ObjectChanges:
     """Email/changes (RFC 8621 section 4.3): CANNOT_CALCULATE_CHANGES."""
-    point, state = _start(tx, account, since)
+    point, state = _start(tx, account, since, "email")
     rows = tx.all(EMAILS, {"a": account, "since": point.first})
     tombs = _tombs(tx, account, TYPE_EMAIL, point)
     return _answer(since, _events(point, rows, tombs), state.email)
@@ -171,7 +178,7 @@ def emails(tx: Tx, account: int, since: Since) -> ObjectChanges:
 
 def mailboxes(tx: Tx, account: int, since: Since) -> ObjectChanges:
     """Mailbox/changes (RFC 8621 section 2.2): CANNOT_CALCULATE_CHANGES."""
-    point, state = _start(tx, account, since)
+    point, state = _start(tx, account, since, "mailbox")
     existing = boxes.load(tx, account)
     rows = [(b.mailbox_id, b.modseq, b.created_modseq) for b in existing.values()]
     tombs = _tombs(tx, account, TYPE_MAILBOX, point)
@@ -192,7 +199,7 @@ def mailboxes(tx: Tx, account: int, since: Since) -> ObjectChanges:
 
 def identities(tx: Tx, account: int, since: Since) -> ObjectChanges:
     """Identity/changes (RFC 8621 section 6.2): CANNOT_CALCULATE_CHANGES."""
-    point, state = _start(tx, account, since)
+    point, state = _start(tx, account, since, "identity")
     rows = tx.all(IDENTITIES, {"a": account, "since": point.first})
     tombs = _tombs(tx, account, TYPE_IDENTITY, point)
     return _answer(since, _events(point, rows, tombs), state.identity)
@@ -200,7 +207,7 @@ def identities(tx: Tx, account: int, since: Since) -> ObjectChanges:
 
 def submissions(tx: Tx, account: int, since: Since) -> ObjectChanges:
     """EmailSubmission/changes (RFC 8621 section 7.2): CANNOT_CALCULATE_CHANGES."""
-    point, state = _start(tx, account, since)
+    point, state = _start(tx, account, since, "submission")
     rows = tx.all(SUBMISSIONS, {"a": account, "since": point.first})
     tombs = _tombs(tx, account, TYPE_SUBMISSION, point)
     return _answer(since, _events(point, rows, tombs), state.submission)
@@ -218,7 +225,7 @@ def threads(tx: Tx, account: int, since: Since) -> ObjectChanges:
 
     A thread changes when an email joins or leaves it, not with keywords.
     """
-    point, state = _start(tx, account, since)
+    point, state = _start(tx, account, since, "thread")
     spans: dict[int, list[Span]] = collections.defaultdict(list)
     for _, modseq, created, thread in _tombs(tx, account, TYPE_EMAIL, point):
         if not point.knows(modseq, thread):

@@ -251,10 +251,10 @@ def _delta(
     box: Row, floor: Row, since: int, changed: Iterable[Row], vanished: Iterable[int]
 ) -> ViewDelta:
     uidnext, highest = box[7], box[8]
+    if since >= highest:  # also below the floor: nothing happened here since
+        return ViewDelta(highest, uidnext, (), ())
     if since < floor[0]:
         return ViewDelta(highest, uidnext, (), (), complete=False)
-    if since >= highest:
-        return ViewDelta(highest, uidnext, (), ())
     rows = tuple(
         (uid, email_id, modseq, bits, tuple(words.split()))
         for uid, email_id, modseq, bits, words in changed
@@ -266,7 +266,8 @@ def _delta(
 def vanished(tx: Tx, account: int, args: tuple[int, int]) -> tuple[int, ...] | None:
     """Return uids expunged since a modseq, or None when that is not known."""
     mailbox_id, since = args
-    boxes.get(tx, account, mailbox_id)
+    if since >= boxes.get(tx, account, mailbox_id)[8]:
+        return ()
     floor, _ = read_floor(tx, account)
     if since < floor:
         return None

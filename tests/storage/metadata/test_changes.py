@@ -139,6 +139,23 @@ def test_pruned_tombstones_are_remembered_as_a_floor(shard):
     assert shard.run(messages.vanished, (1, floor)) == (3,)
 
 
+def test_what_did_not_change_since_is_told_so_below_the_floor(shard):
+    box, _ = shard.run(mailboxes.create, NewMailbox("quiet"))
+    states, highest = shard.run(accounts.state), box.highestmodseq
+    shard.run(flags.destroy, ([1], None))
+    shard.now += 31 * DAY
+    shard.run(prune.prune_tombstones, 30)
+    assert fails(shard, changes.emails, Since(states.email))
+    quiet = shard.run(changes.identities, Since(states.identity))
+    assert (quiet.updated, quiet.new_modseq) == ((), states.identity)
+    assert not shard.run(changes.submissions, Since(states.submission)).created
+    for unit in (messages.delta, messages.quick_delta):
+        delta = shard.run(unit, (box.mailbox_id, highest))
+        assert delta.complete
+        assert (delta.changed, delta.vanished) == ((), ())
+    assert shard.run(messages.vanished, (box.mailbox_id, highest)) == ()
+
+
 def test_pruning_keeps_what_is_young(shard):
     shard.run(flags.destroy, ([1, 2], None))
     shard.now += 29 * DAY
