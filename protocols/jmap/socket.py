@@ -149,6 +149,8 @@ class JmapSocket:
 
     async def _enable(self, enable: request.PushEnable) -> None:
         """RFC 8887 section 4.3.5.2; unknown types are none of ours: never pushed."""
+        if self._socket is None:  # closed meanwhile: nobody would end the watch
+            return
         account = self._principal.account
         if self._watch is None:
             access = Access(account, account)

@@ -67,3 +67,16 @@ async def test_a_request_with_an_id_is_answered_with_it(jmap):
     assert error["requestId"] is None
     assert error["type"].endswith(":notRequest")
     session.closed()
+
+
+@with_jmap()
+async def test_nothing_is_watched_for_a_client_that_left(jmap):
+    session, _ = await opened(jmap)
+    watched = []
+    changes, subscribe = jmap.services.changes, jmap.services.changes.subscribe
+    changes.subscribe = lambda *args: watched.append(args) or subscribe(*args)
+    before = asyncio.all_tasks()
+    session.received(json.dumps({"@type": "WebSocketPushEnable"}).encode())
+    session.closed()
+    await asyncio.wait(asyncio.all_tasks() - before)
+    assert not watched
