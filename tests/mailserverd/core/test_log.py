@@ -44,6 +44,17 @@ def test_what_strangers_say_stays_inside_one_line(stream: io.StringIO) -> None:
     assert event["event"] == "event"
 
 
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_line_is_one_write(stream: io.StringIO, form: str) -> None:
+    """Several processes write one log: what comes in two pieces they would mix."""
+    pieces: list[str] = []
+    stream.write = pieces.append  # type: ignore[assignment]
+    configure(form=form, stream=stream)
+    get_logger("test").info("event", said="something")
+    assert len(pieces) == 1
+    assert pieces[0].endswith("\n")
+
+
 def test_what_libraries_log_is_an_event_too(stream: io.StringIO) -> None:
     """A traceback of theirs is many lines, of which none may be ours."""
     library = logging.getLogger("some.library")
