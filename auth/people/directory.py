@@ -108,11 +108,15 @@ class Directory:
 
     async def watch(self) -> None:
         """Notice other processes' changes until cancelled."""
+        problem = ""
         while True:
+            before, problem = problem, ""
             try:
                 await self.refresh(now=True)
             except MailError as error:
-                log.warning("directory-unreadable", error=str(error))
+                problem = str(error)
+            if problem and problem != before:
+                log.warning("directory-unreadable", error=problem)
             await asyncio.sleep(POLL)
 
     async def refresh(self, *, now: bool = False) -> None:

@@ -53,23 +53,30 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, DRIVER)
 
 
+def is_temporary(error: BaseException) -> bool:
+    """Whether it is the server's state, and no mistake of ours."""
+    return is_lost(error) or code_of(error).startswith(TEMPORARY)
+
+
 def is_conflict(error: BaseException) -> bool:
     """Whether the same transaction may succeed at once."""
     stale = isinstance(error, asyncpg.InvalidCachedStatementError)  # now forgotten
     return stale or code_of(error) in AGAIN
 
 
-def translate(error: BaseException, name: str) -> MailError:
-    """Turn a driver error into what callers may see; the cause goes to the log.
+def translate(error: BaseException, name: str, *, told: bool = False) -> MailError:
+    """Turn a driver error into what callers may see; the cause goes to the log, unless
+    it was ``told`` there.
 
     STORAGE_FULL, UNAVAILABLE, INVALID (a text holds a NUL), or INTERNAL for a mistake
     of ours (constraint, SQL).
     """
     code = code_of(error)
-    log.error("database-error", database=name, code=code, error=describe(error))
+    if not told:
+        log.error("database-error", database=name, code=code, error=describe(error))
     if code in FULL:
         return MailError(Kind.STORAGE_FULL, "storage is full")
-    if is_lost(error) or code.startswith(TEMPORARY):
+    if is_temporary(error):
         return MailError(Kind.UNAVAILABLE, "storage is temporarily unavailable")
     if code == "22021":  # character_not_in_repertoire
         return MailError(Kind.INVALID, "a text holds a character that is not one")

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from storage.metadata.counters import TRIPS
-from storage.metadata.postgresql_errors import DRIVER, is_lost
+from storage.metadata.postgresql_errors import (
+    DRIVER,
+    describe,
+    is_lost,
+    is_temporary,
+)
 from storage.metadata.postgresql_tx import EACH, MANY, RUN, Ask
 
 if TYPE_CHECKING:
@@ -45,11 +50,18 @@ class Target:
     prepared: bool = True  # False behind a pooler that changes connections
     synchronous: bool = True  # False when a commit has to ask for its sync
     down_since: float = 0.0  # on the monotonic clock; 0: it answered last time
+    told: str = ""  # what the log says of a server that is away
 
     @property
     def away(self) -> bool:
         """Whether the server has been away for so long that nobody waits for it."""
         return bool(self.down_since) and time.monotonic() - self.down_since > PATIENCE
+
+    def is_told(self, error: BaseException) -> bool:
+        """Whether the log says so already: of a server that is away, once is enough."""
+        away = self.down_since and is_temporary(error)
+        before, self.told = self.told, describe(error) if away else ""
+        return bool(self.told) and self.told == before
 
     async def connect(self) -> asyncpg.Connection[Any]:
         """Open a connection; raises what the driver does."""

@@ -136,7 +136,8 @@ class PostgresqlReader:
                     or link.target.away
                     or not (is_lost(error) or is_conflict(error))
                 ):
-                    raise translate(error, self.name) from error
+                    told = link.target.is_told(error)
+                    raise translate(error, self.name, told=told) from error
                 continue
             if running.error is not None:
                 raise running.error

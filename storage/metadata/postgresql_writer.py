@@ -114,7 +114,8 @@ class Writer:
                     or self._link.target.away
                     or _is_hopeless(error, attempts, last=last)
                 ):
-                    return _fail(units, translate(error, self._name))
+                    told = self._link.target.is_told(error)
+                    return _fail(units, translate(error, self._name, told=told))
                 alone = alone or not (is_lost(error) or is_conflict(error))
                 if attempts > 1 and len(units) > 1 and _age(started) < QUICK:
                     # The way breaks again and again: what is shorter may get through.
@@ -132,9 +133,9 @@ class Writer:
         LOST.labels(self._name).inc()
         if is_lost(error):
             self._link.abort()
-        log.warning(
-            "batch-lost", database=self._name, units=len(units), error=describe(error)
-        )
+        if not self._link.target.away:  # else it was not begun
+            what, why = len(units), describe(error)
+            log.warning("batch-lost", database=self._name, units=what, error=why)
 
     # --- one transaction --------------------------------------------------------
 

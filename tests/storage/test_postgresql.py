@@ -7,6 +7,7 @@ import resource
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
@@ -430,6 +431,11 @@ def test_a_server_that_is_away_is_unavailable_and_used_again_at_once(tmp_path):
         began = time.monotonic()
         assert await results(db.write(units.add, 1, 3)) == [Kind.UNAVAILABLE]
         assert time.monotonic() - began < 1  # it is known to be away
+        with capture_logs() as lines:
+            for _ in range(20):
+                waiting = (db.write(units.add, 1, 3), db.read(units.numbers, 0, None))
+                assert await results(*waiting) == [Kind.UNAVAILABLE] * 2
+        assert len(lines) <= 2  # rather than a line per request
         await asyncio.to_thread(server.start)
         began = time.monotonic()
         assert await db.write(units.add, 1, 4) == 4

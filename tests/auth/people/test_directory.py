@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
-from auth.people import addresses
+from auth.people import addresses, directory
 from auth.people.directory import POLL, Addressing, Directory, Resolution, Target
 from mailserverd.core.errors import Kind, MailError
 from storage.directory import AddAlias
@@ -276,6 +277,32 @@ def test_watch_notices_without_being_asked(place: pathlib.Path) -> None:
                     break
                 await asyncio.sleep(0.01)
         task.cancel()
+
+    run(place, scenario)
+
+
+def test_watch_logs_once_that_the_directory_cannot_be_read(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(p: People) -> None:
+        looks, enough = 0, asyncio.Event()
+
+        async def refresh(*, now: bool = False) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 10:
+                enough.set()
+            if looks not in {4, 7}:
+                raise MailError(Kind.UNAVAILABLE, "away")
+
+        monkeypatch.setattr(p.directory, "refresh", refresh)
+        monkeypatch.setattr(directory, "POLL", 0)
+        with capture_logs() as lines:
+            task = asyncio.create_task(p.directory.watch())
+            async with asyncio.timeout(5):
+                await enough.wait()
+            task.cancel()
+        assert [line["event"] for line in lines] == ["directory-unreadable"] * 3
 
     run(place, scenario)
 
