@@ -332,6 +332,21 @@ def test_a_rate_slows_copying_down(engine):
     on(engine, work)
 
 
+def test_closing_does_not_wait_for_a_slow_copy(engine):
+    async def run():
+        async with engine() as store:
+            refs = [await store.put(os.urandom(5000)) for _ in range(4)]
+            copying = asyncio.ensure_future(store.rewrite(refs, 500))
+            await asyncio.sleep(0)
+            began = time.monotonic()
+        assert time.monotonic() - began < 8  # the copy takes 40 s
+        with pytest.raises(MailError) as caught:
+            await copying
+        assert caught.value.kind is Kind.UNAVAILABLE
+
+    asyncio.run(run())
+
+
 class Counting:
     """Lets a store be asked for everything, and says what each answer was."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,11 @@ class Maintenance:
         self._files = layout.files
         self._reader = reader
         self._appender = appender
+        self._closing = threading.Event()
+
+    def close(self) -> None:
+        """Let a copy that goes slowly end at once, with UNAVAILABLE."""
+        self._closing.set()
 
     def segments(self) -> list[SegmentInfo]:
         """Return all segments in the order of their numbers."""
@@ -85,11 +91,21 @@ class Maintenance:
         how many octets per second may be copied at most, 0: any.
         """
         sound: list[BlobRef] = []
-        payloads = _slowly(self._payloads(sorted(refs, key=_place), sound), rate)
+        payloads = self._slowly(self._payloads(sorted(refs, key=_place), sound), rate)
         for first in payloads:  # a segment of nothing is none
             copies = self._appender.write_sealed(itertools.chain((first,), payloads))
             return dict(zip(sound, copies, strict=True))
         return {}
+
+    def _slowly(self, payloads: Iterable[Payload], rate: int) -> Iterator[Payload]:
+        """Hand on payloads, so that at most ``rate`` octets per second are written."""
+        began, octets = time.monotonic(), 0
+        for payload in payloads:
+            octets += RECORD_HEADER + payload.length
+            yield payload
+            ahead = octets / rate - (time.monotonic() - began) if rate else 0.0
+            if ahead > _STEP and self._closing.wait(ahead):
+                raise MailError(Kind.UNAVAILABLE, "blob store is closed")
 
     def _is_sound(self, ref: BlobRef) -> bool:
         try:
@@ -149,17 +165,6 @@ class _Chunks:
     def __iter__(self) -> Iterator[bytes]:
         for offset in range(self._start, self._end, _CHUNK):
             yield self._read_at(offset, min(_CHUNK, self._end - offset))
-
-
-def _slowly(payloads: Iterable[Payload], rate: int) -> Iterator[Payload]:
-    """Hand on payloads, so that at most ``rate`` octets per second are written."""
-    began, octets = time.monotonic(), 0
-    for payload in payloads:
-        octets += RECORD_HEADER + payload.length
-        yield payload
-        ahead = octets / rate - (time.monotonic() - began) if rate else 0.0
-        if ahead > _STEP:
-            time.sleep(ahead)
 
 
 def _place(ref: BlobRef) -> tuple[int, int]:

@@ -147,14 +147,15 @@ class FileBlobStore:
     async def close(self) -> None:
         """Finish what is pending, then close."""
         self._closed = True
+        self._maintenance.close()
         await self._group.close()
         if self._writing:
             await asyncio.wait(self._writing)
+        if self._pool:
+            self._pool.shutdown()
         self._appender.close()
         self._reader.close()
         self._layout.close()
-        if self._pool:
-            self._pool.shutdown()
 
     # --- writing ---
 
