@@ -14,6 +14,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from mailserverd.core.ports import SystemClock
 from storage.engines import migrate_database, open_database
 from storage.metadata import sqlite as engine
 from storage.metadata.lease import Lease
+from storage.metadata.sql import heavy
 from storage.metadata.sqlite import COMMITS, SqliteDatabase
 from storage.metadata.sqlite_file import Readers
 from tests.lib import sqlite_units as units
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "tests.lib.sqlite_units"]
+LIMIT = 30.0  # seconds: for hangs
 
 
 def make(path: pathlib.Path) -> str:
@@ -52,7 +55,7 @@ def run(
 
     async def whole() -> None:
         database = SqliteDatabase(make(path), SystemClock(), name=path.name)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT):
             await scenario(database)
             await database.close()
 
@@ -278,17 +281,24 @@ def test_a_caller_cancelled_during_the_commit_harms_nobody(
 def test_heavy_and_light_units_take_turns(tmp_path: pathlib.Path) -> None:
     async def scenario(db: SqliteDatabase) -> None:
         order: list[int] = []
+        begun, gate = threading.Event(), threading.Event()
 
         async def one(unit: Any, n: int) -> None:
             await db.write(unit, 0, n)
             order.append(n)
 
-        tasks = [asyncio.create_task(one(units.add_slowly, n)) for n in (1, 2, 3)]
-        await asyncio.sleep(0.02)  # the first one runs now
+        @heavy
+        def held(tx: Any, account: int, n: int) -> None:
+            begun.set()
+            gate.wait(LIMIT)
+            units.add(tx, account, n)
+
+        tasks = [asyncio.create_task(one(held, n)) for n in (1, 2, 3)]
+        assert await asyncio.to_thread(begun.wait, LIMIT)
         tasks += [asyncio.create_task(one(units.add, n)) for n in (11, 12)]
-        started = time.monotonic()
         assert await db.read(units.numbers, 0, None) == []
-        assert time.monotonic() - started < 0.1  # reading waits for no writer
+        assert not order  # reading waits for no writer
+        gate.set()
         await asyncio.gather(*tasks)
         assert order == [1, 11, 12, 2, 3]
 
