@@ -73,7 +73,11 @@ class Target:
             server_settings={"application_name": "mailserverd"},
         )
         if self.prepared:
-            await connection.execute(SESSION)
+            try:
+                await connection.execute(SESSION, timeout=CONNECT_LIMIT)
+            except BaseException:
+                connection.terminate()  # closing would wait for an answer, too
+                raise
         return connection
 
 

@@ -27,6 +27,7 @@ LATE = "late"  # the client is cut off; half a second later the server gets it
 SILENT = "silent"  # the server gets it, the client no answer
 HOW = (BEFORE, LATE, SILENT)
 LATER = 0.5  # seconds
+QUERY = b"Q"
 COMMIT = b"Q\0\0\0\x0bCOMMIT\0"
 
 
@@ -72,6 +73,7 @@ class Proxy:
         self.port = ports.free_base(range(10_000, 32_000), (0,))
         self.commits = 0  # seen
         self.cuts = 0  # made
+        self.deaf = False  # what is asked gets no further, and no answer
         self._armed: list[str] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -153,6 +155,8 @@ class Proxy:
                 head = await reader.readexactly(5)
                 (length,) = struct.unpack("!I", head[1:])
                 body = await reader.readexactly(length - 4)
+                if self.deaf and head[:1] == QUERY:
+                    continue
                 if head + body == COMMIT and (how := self._how()):
                     await way.cut(how)
                     return

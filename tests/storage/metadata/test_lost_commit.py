@@ -7,9 +7,10 @@ import contextlib
 
 import pytest
 
+from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
 from storage.engines import open_database
-from storage.metadata import check, messages
+from storage.metadata import check, messages, postgresql_link
 from storage.metadata.counters import LOST
 from storage.metadata.deliver import add_email, prepare_account
 from storage.model import NewAccount
@@ -123,5 +124,30 @@ def test_the_way_to_the_database_may_break_at_any_moment(proxy):
             assert len(set(mine)) == 400
             head = await database.read(messages.view_head, 1, (1, 10_000))
             assert [row[1] for row in head.rows] == mine
+
+    asyncio.run(run())
+
+
+def test_a_server_that_greets_and_says_no_more_is_given_up(proxy, monkeypatch):
+    """As one behind a pooler that waits for it."""
+
+    async def run():
+        async with opened(proxy.url(proxy.name)) as database:
+            await database.write(add_email, 1, delivery(1))
+            proxy.deaf = True
+            proxy.drop()
+            with monkeypatch.context() as patch:
+                patch.setattr(postgresql_link, "CONNECT_LIMIT", 0.5)
+                patch.setattr(postgresql_link, "PATIENCE", 0.5)
+                calls = [
+                    database.write(add_email, 1, delivery(2)),
+                    database.read(messages.view_head, 1, (1, 100)),
+                ]
+                async with asyncio.timeout(30):
+                    found = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(one, MailError) for one in found)
+            assert {one.kind for one in found} == {Kind.UNAVAILABLE}
+            proxy.deaf = False
+            await database.write(add_email, 1, delivery(3))
 
     asyncio.run(run())
