@@ -1,10 +1,11 @@
 """A process that shares a database of numbers and writes them without pause.
 
-python -m tests.lib.sharer URL RUN_DIR SLOT WRITERS [prefer|candidate|remote]
+python -m tests.lib.sharer URL RUN_DIR SLOT WRITERS [prefer|candidate|remote|later]
 
 Numbers are SLOT * 10**9 + 0, 1, 2 ... in the order of their writing.  Standard output
 says "open", "owner" and "follower" as that changes, "wrote N" now and then, and at the
 end, after SIGTERM, what it did in one line of JSON.  SIGUSR1 stops the writing alone.
+A "later" candidate says "ready", and joins at SIGUSR2.
 """
 
 from __future__ import annotations
@@ -182,6 +183,12 @@ def say(text: str) -> None:
 
 
 async def _main(url: str, place: str, slot: str, writers: str, role: str) -> None:
+    loop = asyncio.get_running_loop()
+    if role == "later":
+        join = asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR2, join.set)
+        say("ready")
+        await join.wait()
     share = Share(
         pathlib.Path(place), prefer=role == "prefer", candidate=role != "remote"
     )
@@ -190,7 +197,6 @@ async def _main(url: str, place: str, slot: str, writers: str, role: str) -> Non
     )
     say("open")
     process, stop = _Process(database, int(slot)), asyncio.Event()
-    loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, lambda: setattr(process, "writing", False))
     reporting = asyncio.create_task(process.report())

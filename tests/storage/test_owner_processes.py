@@ -123,10 +123,12 @@ def test_the_preferred_owner_gets_it_back(site):
 
 
 def test_one_that_is_no_candidate_waits_for_an_owner(site):
+    owner = site(2, 0, "later")  # units wait for less than a process takes to start
+    owner.wait_for("ready")
     remote = site(1, 4, "remote")
     remote.wait_for("open")
     assert not remote.wrote()
-    owner = site(2, 0)
+    owner.signal(signal.SIGUSR2)
     remote.wait_for("wrote")
     assert owner.owns
     assert not remote.owns
