@@ -378,9 +378,8 @@ class ObjectChanges:
     """Foo/changes (RFC 8620 section 5.2): ids by fate, and the modseq reached.
 
     ``only_counts`` is true when every updated mailbox changed in counts alone.
-    ``after`` is set when one modseq holds more than the limit and the caller asked
-    to split it: the state reached is then "before ``new_modseq``, and of it the ids
-    up to ``after``".
+    ``after`` is set while there is more: the state reached is "before
+    ``new_modseq``, and of it the ids up to ``after``".
     """
 
     created: tuple[int, ...]

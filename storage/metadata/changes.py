@@ -106,13 +106,10 @@ def _answer(since: Since, events: list[Event], reached: int) -> ObjectChanges:
         inside = cut
         while cut and events[cut - 1][0] == events[cut][0]:
             cut -= 1
-        if cut:
-            reached = events[cut - 1][0]
-        elif since.split and inside:
-            cut = inside
-            reached, after = events[cut - 1][:2]
-        else:
+        cut = cut or (inside if since.split else 0)
+        if not cut:
             raise MailError(Kind.CANNOT_CALCULATE_CHANGES)
+        reached, after = events[cut - 1][:2]
     created, updated, destroyed = _fold(events[:cut])
     return ObjectChanges(created, updated, destroyed, reached, has_more, after=after)
 
@@ -183,8 +180,10 @@ def mailboxes(tx: Tx, account: int, since: Since) -> ObjectChanges:
     rows = [(b.mailbox_id, b.modseq, b.created_modseq) for b in existing.values()]
     tombs = _tombs(tx, account, TYPE_MAILBOX, point)
     answer = _answer(since, _events(point, rows, tombs), state.mailbox)
-    only_counts = bool(answer.updated) and all(
-        point.knows(existing[key].properties_modseq, key) for key in answer.updated
+    # Who stopped halfway knows all up to there but what changed again later.
+    only_counts = since.after is None and bool(answer.updated)
+    only_counts = only_counts and all(
+        existing[key].properties_modseq <= since.modseq for key in answer.updated
     )
     return ObjectChanges(
         answer.created,

@@ -247,7 +247,11 @@ def stepwise(
         for key in answer.destroyed:
             known.pop(key, None)
         for key in answer.created + answer.updated:
-            if key in now:  # what a client fetches now, or notFound
+            if key not in now:  # what a client fetches now, or notFound
+                continue
+            if key in known and answer.only_counts:
+                known[key] = (known[key][0], *now[key][1:])
+            else:
                 known[key] = now[key]
         if not answer.has_more:
             assert known == now

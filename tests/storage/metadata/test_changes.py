@@ -109,6 +109,24 @@ def test_only_counts_is_told_of_mailboxes(shard):
     assert not shard.run(changes.mailboxes, Since(since)).only_counts
 
 
+def test_only_counts_is_not_told_to_who_stopped_before_a_property_changed(shard):
+    made = [shard.run(mailboxes.create, NewMailbox(n))[0].mailbox_id for n in "ab"]
+    since = shard.run(accounts.state).mailbox
+    shard.run(mailboxes.change, MailboxPatch(1, sort_order=9))
+    for box in made:  # stands between the two changes of the inbox
+        shard.run(mailboxes.change, MailboxPatch(box, sort_order=9))
+    shard.deliver(30)
+    first = shard.run(changes.mailboxes, Since(since, 1))
+    assert (first.updated, first.has_more) == ((made[0],), True)
+    second = shard.run(changes.mailboxes, Since(first.new_modseq, 1, first.after))
+    assert (second.updated, second.has_more) == ((made[1],), True)
+    last = shard.run(changes.mailboxes, Since(second.new_modseq, 1, second.after))
+    assert (last.updated, last.has_more, last.after) == ((1,), False, None)
+    assert not last.only_counts
+    shard.deliver(31)
+    assert shard.run(changes.mailboxes, Since(last.new_modseq, 1)).only_counts
+
+
 def test_a_flag_that_counts_nothing_leaves_mailboxes_alone(shard):
     before = shard.run(accounts.state)
     patch = EmailPatch(1, add_keywords=("$flagged",))
