@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -52,16 +53,18 @@ class Maintenance:
 
     def segments(self) -> list[SegmentInfo]:
         """Return all segments in the order of their numbers."""
-        found = []
-        for number, suffix in self._layout.numbers().items():
-            try:
-                stat = os.stat(self._layout.path(number, suffix))
-            except FileNotFoundError:  # sealed or removed since it was listed
-                continue
-            if suffix != GONE:
-                sealed = suffix == SEALED
-                found.append(SegmentInfo(number, sealed, stat.st_size, stat.st_mtime))
-        return found
+        listed = self._layout.numbers().items()
+        found = (self._info(number, suffix) for number, suffix in listed)
+        return [info for info in found if info]
+
+    def _info(self, number: int, suffix: str) -> SegmentInfo | None:
+        """Return what a segment is now; None for one that is removed."""
+        for now in () if suffix == GONE else (suffix, SEALED):  # or sealed since
+            with contextlib.suppress(FileNotFoundError):
+                stat = os.stat(self._layout.path(number, now))
+                sealed = now == SEALED
+                return SegmentInfo(number, sealed, stat.st_size, stat.st_mtime)
+        return None
 
     def blobs(self, segment: int) -> list[BlobRef]:
         """Return the refs of all records that a segment holds, damaged ones too."""
@@ -77,8 +80,9 @@ class Maintenance:
     def verify(self, segment: int) -> SegmentReport:
         """Read a whole segment and compare every checksum and hash."""
         with self._reader.using(segment) as fd:
-            size = self._files.size(fd)
+            # In this order: one that is sealed just now has its footer by then.
             sealed = not os.path.exists(self._layout.path(segment, OPEN))
+            size = self._files.size(fd)
             read_at, store = self._read_at(fd), self._layout.store
             return examine(read_at, size, store, segment, sealed=sealed)
 

@@ -283,7 +283,7 @@ class FileBlobStore:
 
     async def segments(self) -> list[SegmentInfo]:
         """Return all segments in the order of their numbers."""
-        return await self._run(self._maintenance.segments)
+        return await self._run(_told, self._maintenance.segments)
 
     async def list_blobs(self, segment: int) -> list[BlobRef]:
         """Return the refs of all records in a segment."""
@@ -307,7 +307,8 @@ class FileBlobStore:
         await self._run(_told, self._maintenance.retire, segment)
         done = False
         while not done:
-            done = await self._run(give_back, self._layout, segment, _GIVE_BACK)
+            step = (self._layout, segment, _GIVE_BACK)
+            done = await self._run(_told, give_back, *step)
             await asyncio.sleep(0 if done else _PAUSE)
 
     async def verify_segment(self, segment: int) -> SegmentReport:

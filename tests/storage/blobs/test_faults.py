@@ -300,3 +300,23 @@ def test_a_removed_segment_is_renamed_for_good_before_its_blocks_go(tmp_path):
     assert following == ["rename", "sync-directory", "remove"]
     # Before that, its number is given up for good: what is new gets another.
     assert files.log[renamed - 1] == ("sync", str(tmp_path / "allocate"))
+
+
+def test_a_disk_that_fails_while_blocks_are_freed_is_told_as_such(tmp_path):
+    files = FaultyFiles()
+
+    async def run():
+        async with opened(tmp_path, files=files) as store:
+            for number in range(30):
+                await store.put(b"%d " % number * 300)
+            files.fail["remove"] = errno.EIO
+            with pytest.raises(MailError) as caught:
+                await store.remove_segment(1)
+            assert caught.value.kind is Kind.UNAVAILABLE
+            files.fail.clear()
+        assert "0000000001.gone" in segment_files(tmp_path)
+        async with opened(tmp_path) as store:
+            assert 1 not in [info.segment for info in await store.segments()]
+        assert "0000000001.gone" not in segment_files(tmp_path)
+
+    asyncio.run(run())

@@ -125,6 +125,34 @@ def test_segments_are_sealed_and_indexed_again_from_themselves(tmp_path):
     asyncio.run(again())
 
 
+@pytest.mark.parametrize(("where", "call"), [(Files, "size"), (Layout, "numbers")])
+def test_one_that_is_sealed_while_it_is_looked_at_is_listed_and_whole(
+    tmp_path, monkeypatch, where, call
+):
+    asked = getattr(where, call)
+
+    async def run():
+        async with opened(tmp_path, Options(segment_size=100)) as store:
+            loop = asyncio.get_running_loop()
+            await store.put(b"first")
+
+            def answer_that_is_old(self, *args):
+                answer = asked(self, *args)
+                monkeypatch.undo()
+                asyncio.run_coroutine_threadsafe(store.put(b"next"), loop).result()
+                return answer
+
+            monkeypatch.setattr(where, call, answer_that_is_old)
+            if call == "numbers":
+                (info,) = await store.segments()
+                assert (info.segment, info.sealed) == (1, True)
+            report = await store.verify_segment(1)
+            assert (report.records, report.damage) == (1, ())
+            assert segment_files(tmp_path) == ["0000000001.seg", "0000000002.open"]
+
+    asyncio.run(run())
+
+
 def test_a_large_blob_streams_through_a_segment_of_its_own(tmp_path):
     size = 24 << 20
     block = os.urandom(1 << 20)
