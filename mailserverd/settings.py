@@ -13,10 +13,24 @@ from mailserverd.config import kinds
 from mailserverd.config.load import load
 from mailserverd.config.schema import REQUIRED, Problem, option, table, tables
 from mailserverd.core.urls import shown
-from storage.engines import POSTGRESQL
+from storage.engines import POSTGRESQL, check_url
 
 DEFAULT_PATH = "/etc/mailserverd/mailserverd.toml"
-SQL = kinds.url("sqlite", POSTGRESQL)
+
+
+def _engine(*schemes: str) -> kinds.Kind:
+    """A URL that its engine can make something of, or empty."""
+    kind = kinds.url(*schemes)
+
+    def parse(raw: Any) -> str:
+        url: str = kind.parse(raw)
+        check_url(url)
+        return url
+
+    return kinds.Kind(kind.expects, parse)
+
+
+SQL = _engine("sqlite", POSTGRESQL)
 PROTOCOLS = ("smtp", "submission", "lmtp", "imap", "http", "metrics")
 
 
@@ -113,8 +127,8 @@ class Storage:
         kinds.many(SQL), (), "Mail metadata: one URL per shard, in any order"
     )
     queue: str = option(SQL, "", "Acceptances and outbound mail")
-    blobs: str = option(kinds.url("file", "s3"), "", "Message bytes")
-    search: str = option(kinds.url("whoosh"), "", "Full-text indexes")
+    blobs: str = option(_engine("file", "s3"), "", "Message bytes")
+    search: str = option(_engine("whoosh"), "", "Full-text indexes")
     bus: str = option(kinds.url("local"), "local:", "Hints between workers")
     cache: str = option(kinds.url("memory"), "memory:", "Inbox cache")
 

@@ -37,6 +37,11 @@ ENGINES = {
     ("blob size", "s3"): "storage.blobs.s3.url:size_of",
     ("preload", "s3"): "storage.blobs.s3.url:preload",
     ("search", "whoosh"): "storage.search.whoosh.client:open_search",
+    ("check", "sqlite"): "storage.urls:check_sqlite",
+    ("check", POSTGRESQL): "storage.urls:check_postgresql",
+    ("check", "file"): "storage.urls:check_path",
+    ("check", "whoosh"): "storage.urls:check_path",
+    ("check", "s3"): "storage.blobs.s3.options:check",
     ("bus", "local"): "storage.bus.local:open_bus",
     ("cache", "memory"): "storage.cache.memory:open_cache",
 }
@@ -71,6 +76,12 @@ def constructor(role: str, url: str) -> Callable[..., Any]:
             f"run: pip install 'mailserverd[{EXTRAS[scheme]}]'",
         ) from error
     return found
+
+
+def check_url(url: str) -> None:
+    """ValueError, saying what would be right, for a URL that cannot be meant."""
+    if ("check", url.partition(":")[0]) in ENGINES:
+        constructor("check", url)(url)
 
 
 def preload(urls: Iterable[str]) -> None:

@@ -77,14 +77,15 @@ def parse(url: str, scratch: str = "") -> Options:
     ``scratch`` is the directory for the cache when the URL names none.
     """
     try:
-        options = _parse(url)
+        options = check(url)
     except ValueError as e:
         raise MailError(Kind.INVALID, f"blobs: {e}") from e
     cache = options.cache or scratch
     return dataclasses.replace(options, cache="" if cache == "none" else cache)
 
 
-def _parse(url: str) -> Options:
+def check(url: str) -> Options:
+    """Read a URL; ValueError says what is wrong with it."""
     parts = urlsplit(url)
     if not _BUCKET.match(parts.netloc):
         raise ValueError("s3://BUCKET/PREFIX must name a bucket")

@@ -68,6 +68,38 @@ def test_all_mistakes_are_reported_with_their_lines(tmp_path: pathlib.Path) -> N
     assert '"30s", "5m"' in found[4]
 
 
+@pytest.mark.parametrize(
+    ("key", "url", "why"),
+    [
+        ("blobs", "s3://", "must name a bucket"),
+        ("blobs", "s3://mail?endpoint=s3.example.net", "must be a URL such as https"),
+        ("blobs", "s3://mail?wait=1s", 'no option "wait"'),
+        ("blobs", "file:", "must name a path"),
+        ("queue", "sqlite:///", "must name a file"),
+        ("queue", "postgresql+asyncpg://h/d?sslmode=on", "must be one of disable"),
+        ("queue", "postgresql+asyncpg://h/d?prepared=0", "must be one of on, off"),
+        ("search", "whoosh:", "must name a path"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_reported(
+    key: str, url: str, why: str, tmp_path: pathlib.Path
+) -> None:
+    (found,) = problems(write(tmp_path, f'{GOOD}[storage]\n{key} = "{url}"\n'))
+    assert found.startswith(f"m.toml:9: storage.{key}: ")
+    assert why in found
+
+
+def test_urls_with_options_are_taken(tmp_path: pathlib.Path) -> None:
+    urls = {
+        "blobs": "s3://mail/a/b?endpoint=https://s3.example.net&region=eu&window=0.1s",
+        "queue": "postgresql+asyncpg://u:p%40@h/d?sslmode=verify-full&prepared=off",
+        "directory": "postgresql+asyncpg:///d?host=/run/postgresql&user=mail",
+    }
+    lines = "".join(f'{key} = "{url}"\n' for key, url in urls.items())
+    storage = read(write(tmp_path, f"{GOOD}[storage]\n{lines}")).storage
+    assert {key: getattr(storage, key) for key in urls} == urls
+
+
 def test_drop_ins_override_key_by_key_and_are_blamed_for_their_faults(
     tmp_path: pathlib.Path,
 ) -> None:
