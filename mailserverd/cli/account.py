@@ -14,6 +14,7 @@ from mailserverd.cli import common
 from mailserverd.config import kinds
 
 GENERATED = 12  # octets of randomness in a generated password
+UNLIMITED = "unlimited"
 
 
 @click.group("account")
@@ -73,7 +74,7 @@ def _show_password(address: str, result: dict[str, Any]) -> None:
 @group.command()
 @click.argument("address", metavar="ADDRESS[:PASSWORD]")
 @click.option("--name", default="", help="The person's name.")
-@click.option("--quota", default="0", help='Octets, or "5 GB"; 0 is unlimited.')
+@click.option("--quota", default="0", help='Octets, "5 GB", or "unlimited".')
 @click.option("--admin", is_flag=True, help="Gets the postmaster's mail.")
 @_password_options
 @common.dry_run
@@ -127,7 +128,7 @@ def list_(domain: str, config: str, as_json: bool) -> None:
                     row["shard"],
                     row["messages"],
                     row["used"],
-                    row["quota"] or "unlimited",
+                    row["quota"] or UNLIMITED,
                 )
                 for row in rows
             ],
@@ -234,11 +235,11 @@ def app_password(
 def quota(
     address: str, octets: str | None, dry_run: bool, config: str, as_json: bool
 ) -> None:
-    """Show or set a quota: octets, "5 GB", or 0 for none."""
+    """Show or set a quota: octets, "5 GB", or "unlimited"."""
     wanted = None if octets is None else _octets(octets)
 
     def show(result: dict[str, Any]) -> None:
-        limit = (result["quota"] if wanted is None else wanted) or "unlimited"
+        limit = (result["quota"] if wanted is None else wanted) or UNLIMITED
         click.echo(f"{result['address']}  used {result['used']} of {limit}")
 
     common.run(
@@ -253,6 +254,8 @@ def quota(
 
 
 def _octets(text: str) -> int:
+    if text == UNLIMITED:
+        return 0
     try:
         parsed: int = kinds.size.parse(int(text) if text.isdigit() else text)
     except ValueError as error:

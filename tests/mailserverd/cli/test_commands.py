@@ -49,6 +49,7 @@ SCENARIO = (
     ("account", "app-password", CAROL, "phone", "--remove"),
     ("account", "quota", CAROL),
     ("account", "quota", CAROL, "0"),
+    ("account", "quota", CAROL, "unlimited"),
     ("account", "enable", CAROL, "--off"),
     ("account", "enable", CAROL),
     ("domain", "postmaster", "second.test", CAROL),
