@@ -107,6 +107,7 @@ class _Round:
     held: dict[int, Held] = dataclasses.field(default_factory=dict)  # of both packers
     garbage: dict[int, int] = dataclasses.field(default_factory=dict)
     again: list[int] = dataclasses.field(default_factory=list)  # just retired
+    fresh: set[int] = dataclasses.field(default_factory=set)  # retired in this round
 
 
 def _silent(_: dict[str, Any]) -> None:
@@ -318,6 +319,9 @@ class Collector:
             await self._blobs.remove_segment(info.segment)
             REMOVED.inc()
             FREED.inc(info.octets)
+        if info.segment in work.fresh:  # it did not have to wait
+            work.done.retired -= 1
+            work.done.pending -= info.octets
         work.done.removed += 1
         work.done.freed += info.octets
         work.garbage.pop(info.segment, None)
@@ -333,6 +337,7 @@ class Collector:
         work.done.retired += len(segments)
         work.done.pending += sum(work.infos[n].octets for n in segments)
         work.again += segments
+        work.fresh.update(segments)
 
     async def _fences(self, segments: Iterable[int]) -> dict[int, int]:
         """Return since when segments are refused by every database."""

@@ -65,6 +65,7 @@ def test_what_is_deleted_is_removed_and_the_rest_stays(
         assert made.command("storage", "blobs", "stats")["segments"] == 3
         done = made.command(*compact)
         assert (done["removed"], done["garbage"]) == (1, 0)
+        assert (done["retired"], done["pending"]) == (0, 0)  # nothing waits
         assert done["freed"] == plan["pending"]
         assert made.command("storage", "blobs", "stats")["segments"] == 2
         assert in_mailbox(made) == kept[1:]
