@@ -32,8 +32,8 @@ class SegmentUse:
     ``octets`` is its size, ``live`` what the needed records in it take, ``quiet`` the
     seconds since it was last written, ``retired`` those since every database refuses
     rows that point there (None: not so).  ``live`` must have been read after
-    ``retired``.  ``lost`` are octets that no record accounts for: damage, and nobody
-    can tell who needs what lies there.
+    ``retired``.  ``lost`` are octets that no record accounts for, or that were cut
+    off: damage, and nobody can tell who needs what lies there.
     """
 
     segment: int

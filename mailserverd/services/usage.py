@@ -49,7 +49,7 @@ class Pace:
 class Held:
     """A segment's records: how many there are, and which are needed.
 
-    ``lost`` are octets of the segment that no record accounts for.
+    ``lost`` are octets of the segment that no record accounts for, or that it lacks.
     """
 
     records: int
@@ -106,7 +106,8 @@ class Usage:
             chunk = refs[start : start + CHUNK]
             needed += await self._needed(chunk, foresee=foresee)
             await pace.spend(LOOK * len(chunk))
-        lost = max(0, info.octets - size_of(refs)) if info.sealed else 0
+        whole = size_of(refs) or OVERHEAD
+        lost = abs(info.octets - whole) if info.sealed else 0
         return Held(len(refs), tuple(needed), lost)
 
     async def _needed(self, refs: Sequence[BlobRef], *, foresee: bool) -> list[BlobRef]:

@@ -324,6 +324,45 @@ def test_a_segment_with_octets_of_no_record_is_kept(tmp_path: pathlib.Path) -> N
     run(tmp_path, work)
 
 
+@pytest.mark.parametrize("records", [0, 1])
+def test_a_segment_that_was_cut_is_kept(tmp_path: pathlib.Path, records: int) -> None:
+    """What it lacks may be needed, and may come back from a backup."""
+
+    async def work(host: MailHost) -> None:
+        await host.send(message("to bob"), BOB)
+        await host.send(message("to alice"), ALICE)
+        await expunge(host, BOB)
+        (info,) = await host.blobs.segments()
+        refs = await host.blobs.list_blobs(info.segment)
+        await seal(host)
+        path = tmp_path / "blobs" / f"{info.segment:010d}.seg"
+        left = refs[records].offset if records else 0
+        path.write_bytes(path.read_bytes()[:left])
+        done = await collector(host).run()
+        assert (done.retired, done.removed) == (0, 0)
+        assert path.exists()
+
+    run(tmp_path, work)
+
+
+def test_a_segment_without_a_record_goes(tmp_path: pathlib.Path) -> None:
+    """A full disk, or a crash just then, leaves one that was begun; it is sealed."""
+
+    async def work(host: MailHost) -> None:
+        await seal(host)
+        host.blobs._appender.seal_active()
+        empty = host.blobs._appender._ready().number
+        await seal(host)
+        path = tmp_path / "blobs" / f"{empty:010d}.seg"
+        assert path.exists()
+        assert (await host.blobs.verify_segment(empty)).damage == ()
+        done = await collector(host).run()
+        assert not path.exists()
+        assert done.garbage == 0
+
+    run(tmp_path, work)
+
+
 def test_work_keeps_to_its_rate() -> None:
     waits: list[float] = []
 
