@@ -57,7 +57,12 @@ class Maintenance:
             return records(read_at, size, self._store)
 
     def _footer(self, key: str) -> list[BlobRef]:
-        tail, size = self._bucket.get_tail(key, _TAIL)
+        try:
+            tail, size = self._bucket.get_tail(key, _TAIL)
+        except BucketError as e:
+            if e.code != BEYOND:
+                raise
+            raise SegmentError("empty") from e
         start = size - len(tail)
 
         def read_at(offset: int, length: int) -> bytes:

@@ -289,6 +289,28 @@ def test_damage_is_found_and_named(options):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("left", [0, 20, 100])
+def test_an_object_that_was_cut_holds_nobody_up(options, left):
+    async def run():
+        async with seaweedfs.opened(options, memory=0) as store:
+            cut, sound = await store.put(b"cut"), await store.put(MESSAGE)
+
+            def change(data):
+                del data[left:]
+
+            harm_object(options, cut.segment, change)
+            assert await store.list_blobs(cut.segment) == []
+            reports = await verified(store)
+            assert [bool(report.damage) for report in reports] == [True, False]
+            assert await store.rewrite([cut]) == {}
+            with pytest.raises(MailError) as caught:
+                await store.read(cut)
+            assert caught.value.kind is Kind.UNAVAILABLE
+            assert await store.read(sound) == MESSAGE
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("wrong", [1_000_000_000.0, 4_000_000_000.0])
 def test_a_segment_is_as_young_as_the_younger_clock_says(options, wrong):
     class Wrong:
