@@ -136,10 +136,11 @@ def test_one_that_is_no_candidate_waits_for_an_owner(site):
 
 
 def test_units_of_all_processes_share_commits(site):
-    processes = [site(1, 20, "prefer"), site(2, 20), site(3, 20)]
-    for one in processes:
+    owner = site(1, 20, "prefer")
+    eventually(lambda: owner.owns)  # all the time: it has to have counted all units
+    rest = [site(2, 20), site(3, 20)]
+    for one in (owner, *rest):
         one.wait_for("wrote", 5)
-    owner, *rest = processes
     for one in rest:  # first, so that no other process becomes the owner
         one.signal(signal.SIGUSR1)
     done = check(site.url, [*rest, owner])
