@@ -437,7 +437,8 @@ class Link:
         """As ``Peer.call``; waits up to ``wait`` seconds for a connection."""
         if self.peer is None:
             try:
-                await asyncio.wait_for(self._made.wait(), wait)
+                async with asyncio.timeout(wait):  # wait_for may lose a cancellation
+                    await self._made.wait()
             except TimeoutError:
                 raise MailError(
                     Kind.UNAVAILABLE, "another process does not answer"

@@ -64,7 +64,8 @@ class Changes:
         while True:
             pause = None if self._bus.whole else POLL
             try:
-                await asyncio.wait_for(self._wake.wait(), pause)
+                async with asyncio.timeout(pause):  # wait_for may lose a cancellation
+                    await self._wake.wait()
             except TimeoutError:
                 self._all = True
             self._wake.clear()
