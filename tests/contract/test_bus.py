@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 
 import pytest
 
@@ -12,16 +11,9 @@ from storage.bus.local import LocalBus
 from storage.bus.sockets import SocketBus
 from tests.lib.failing import MODES, FailingBus
 from tests.lib.sharing import run_dir
+from tests.lib.waiting import until
 
 LIMIT = 10.0
-
-
-async def until(check, what="did not happen"):
-    """Wait until a check on this loop is true."""
-    end = time.monotonic() + LIMIT
-    while not check():
-        assert time.monotonic() < end, what
-        await asyncio.sleep(0.001)
 
 
 @contextlib.asynccontextmanager

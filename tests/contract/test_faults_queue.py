@@ -25,10 +25,11 @@ from tests.lib.clock import ManualClock
 from tests.lib.failing import MODES, Faults
 from tests.lib.mailhost import HOSTNAME, MailHost, mail_host
 from tests.lib.sink import Sink
+from tests.lib.waiting import until
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Iterable
 
 FRIEND, NOBODY = "friend@a.example", "nobody@b.example"
 FAST = Timeouts(connect=5, greeting=2, command=2, data=2, block=5, end=2)
@@ -246,9 +247,3 @@ def test_the_runner_outlives_its_database(tmp_path: pathlib.Path) -> None:
             await asyncio.wait([loops])
 
     asyncio.run(whole())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    while not condition():  # noqa: ASYNC110 - the peer's state, not ours
-        await asyncio.sleep(0.005)

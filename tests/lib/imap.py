@@ -16,7 +16,7 @@ from tests.lib.mailhost import PASSWORD, MailHost, mail_host, offload
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from protocols.imap.session import Session
 
@@ -154,13 +154,6 @@ async def imap_host(
             tasks = [c.task for c in connections if c.task is not None]
             if tasks:
                 await asyncio.wait(tasks, timeout=TIME_LIMIT)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(TIME_LIMIT):
-        while not condition():  # noqa: ASYNC110 - conditions of any kind
-            await asyncio.sleep(0.001)
 
 
 class Client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,3 +23,13 @@ def eventually(
         assert time.monotonic() < until, what
         time.sleep(0.02)
     return found
+
+
+async def until(
+    check: Callable[[], object], what: str = "did not happen", limit: float = LIMIT
+) -> None:
+    """Wait until a check is true, while the loop goes on; AssertionError in the end."""
+    end = time.monotonic() + limit
+    while not check():
+        assert time.monotonic() < end, what
+        await asyncio.sleep(0.002)

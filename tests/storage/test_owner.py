@@ -20,6 +20,7 @@ from storage.metadata.sql import Sql
 from tests.lib import sqlite_units as units
 from tests.lib.failing import FailingDatabase
 from tests.lib.sharing import join, pair, run_dir
+from tests.lib.waiting import until
 
 LIMIT = 30.0
 KEYS = Sql(APPLIED.select())
@@ -82,13 +83,6 @@ async def numbers_in(directory):
     with contextlib.closing(sqlite3.connect(directory / "numbers.db")) as connection:
         connection.execute(units.SCHEMA)
     return url
-
-
-async def until(check):
-    end = time.monotonic() + LIMIT
-    while not check():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.002)
 
 
 @pytest.fixture

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from mailserverd.core import ipc
 from storage.metadata.owner.serving import Serving
 from tests.lib import sqlite_units as units
 from tests.lib.sharing import run_dir
-
-LIMIT = 30.0
+from tests.lib.waiting import until
 
 
 class Named:
     """No more than the name of a database: nothing may be written to it."""
 
     name = "shared"
-
-
-async def until(check):
-    end = time.monotonic() + LIMIT
-    while not check():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.002)
 
 
 def test_an_owner_that_leaves_answers_nothing_that_it_did_not_do():

@@ -17,9 +17,10 @@ from mailserverd.net.imap import ImapServer
 from mailserverd.net.listeners import listen_twisted, sockets
 from mailserverd.net.tls import Certificates, Pair
 from protocols.imap.services import ImapSettings
-from tests.lib.imap import USER, Client, imap_services, until
+from tests.lib.imap import USER, Client, imap_services
 from tests.lib.mailhost import PASSWORD, mail_host
 from tests.lib.reactor import run_with_reactor
+from tests.lib.waiting import until
 
 if TYPE_CHECKING:
     import pathlib

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.services import changes as module
 from mailserverd.services.changes import DIRECTORY, Changes
 from storage.bus.local import LocalBus
+from tests.lib.waiting import until
 
 
 class LossyBus(LocalBus):
@@ -26,13 +26,6 @@ class LossyBus(LocalBus):
     @property
     def whole(self):
         return self.links_up
-
-
-async def until(check):
-    end = time.monotonic() + 10
-    while not check():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.002)
 
 
 def scenario(work, look):
@@ -116,3 +109,26 @@ def test_while_a_link_is_down_accounts_are_looked_at_again_and_again(monkeypatch
         assert len(looked) == seen
 
     scenario(work, look)
+
+
+def test_watching_ends_when_it_is_cancelled_just_as_there_is_a_gap():
+    """asyncio.wait_for of Python 3.11 would go on with what it waited for."""
+
+    async def look(_account):
+        return 1
+
+    async def run():
+        for turns in range(6):
+            bus = LossyBus()
+            bus.links_up = False
+            task = asyncio.create_task(Changes(bus, look).watch())
+            for _ in range(6):
+                await asyncio.sleep(0)
+            bus.gap(None)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait((task,), timeout=5)
+            assert task.cancelled(), turns
+
+    asyncio.run(run())

@@ -13,8 +13,8 @@ from mailserverd.services.leader import Leader
 from storage.metadata import leases
 from tests.lib import databases
 from tests.lib.failing import FailingDatabase
+from tests.lib.waiting import until
 
-LIMIT = 20.0
 SHORT = 0.3  # seconds of a lease
 
 
@@ -32,13 +32,6 @@ class Job:
             await asyncio.Event().wait()
         finally:
             self.running = False
-
-
-async def until(check):
-    end = time.monotonic() + LIMIT
-    while not check():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

@@ -21,6 +21,7 @@ from storage.queue import Outcome, Selection, State
 from tests.lib.clock import ManualClock
 from tests.lib.mailhost import HOSTNAME, PEER, MailHost, mail_host
 from tests.lib.sink import CLOSE, SILENT, Sink
+from tests.lib.waiting import until
 
 if TYPE_CHECKING:
     import pathlib
@@ -113,13 +114,6 @@ def run(
             await steps(it)
 
     asyncio.run(main())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the peer's state, not ours
-            await asyncio.sleep(0.005)
 
 
 def rcpts(it: Bench) -> int:

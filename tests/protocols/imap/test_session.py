@@ -15,8 +15,9 @@ from mailserverd.core.errors import Kind, MailError
 from protocols.imap.replies import CODES, refusal
 from protocols.imap.services import ImapSettings
 from tests.lib.clock import ManualClock
-from tests.lib.imap import USER, Client, ImapHost, imap_host, until
+from tests.lib.imap import USER, Client, ImapHost, imap_host
 from tests.lib.mailhost import PASSWORD
+from tests.lib.waiting import until
 
 if TYPE_CHECKING:
     import pathlib

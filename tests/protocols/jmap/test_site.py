@@ -13,13 +13,7 @@ from protocols.jmap.services import Limits, Settings
 from protocols.jmap.snippets import make
 from protocols.web import Body, Head, Response
 from tests.lib.jmap import ALICE, USING, basic, message, with_jmap
-
-
-async def until(condition):
-    """Wait for a condition of the server's."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.01)
+from tests.lib.waiting import until
 
 
 @with_jmap()

@@ -14,6 +14,7 @@ from mailserverd.core.errors import Kind, MailError
 from tests.lib.dialog import client_context
 from tests.lib.mailhost import PASSWORD
 from tests.lib.smtpsite import Site, smtp_site
+from tests.lib.waiting import until
 
 if TYPE_CHECKING:
     import pathlib
@@ -82,13 +83,6 @@ def run(tmp_path: pathlib.Path, steps: Steps, **settings: Any) -> None:
             await steps(site, client)
 
     asyncio.run(main())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the server's state, not ours
-            await asyncio.sleep(0.005)
 
 
 def test_a_group_is_answered_in_one_write(tmp_path: pathlib.Path) -> None:

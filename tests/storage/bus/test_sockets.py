@@ -16,16 +16,10 @@ from storage.bus import sockets
 from storage.bus.sockets import SocketBus
 from tests.lib.hearer import ANSWER
 from tests.lib.sharing import run_dir
+from tests.lib.waiting import until
 
 ROOT = pathlib.Path(__file__).parents[3]
 LIMIT = 30.0
-
-
-async def until(check, what="did not happen"):
-    end = time.monotonic() + LIMIT
-    while not check():
-        assert time.monotonic() < end, what
-        await asyncio.sleep(0.002)
 
 
 class Hearer:

@@ -12,18 +12,12 @@ from storage.metadata import unavailable
 from storage.metadata.accounts import exists
 from storage.metadata.unavailable import AbsentDatabase
 from tests.lib import databases
+from tests.lib.waiting import until
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import Callable
 
     from storage.api import Database
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture(autouse=True)

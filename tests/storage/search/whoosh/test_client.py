@@ -22,6 +22,7 @@ from storage.search.whoosh.wire import (
     lengths,
 )
 from storage.text import And, Not, Or, Term, pack, parse
+from tests.lib.waiting import until
 
 ROOT = pathlib.Path(__file__).parents[4]
 MAIL = pack("subject: fox", "text")
@@ -42,13 +43,6 @@ def is_alive(pid):
     except ProcessLookupError:
         return False
     return True
-
-
-async def until(condition):
-    """Wait for a condition to hold."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - of another process
-            await asyncio.sleep(0.01)
 
 
 def test_workers_start_when_needed_and_end_with_the_facade(tmp_path):
