@@ -33,6 +33,9 @@ class BucketError(Exception):
         self.status = status
         self.text = text
 
+    def __str__(self) -> str:
+        return ": ".join(filter(None, self.args))
+
     @property
     def again(self) -> bool:
         """True when the same request may succeed soon."""
@@ -57,10 +60,11 @@ class Errors:
         try:
             self._botocore: Any = importlib.import_module("botocore.exceptions")
             urllib3: Any = importlib.import_module("urllib3.exceptions")
+            importlib.import_module("boto3")
         except ImportError as e:
             raise MailError(
                 Kind.UNAVAILABLE,
-                "blobs: s3: needs boto3; install mailserverd[s3]",
+                "blobs: s3: needs boto3; run: pip install 'mailserverd[s3]'",
             ) from e
         self.all: tuple[type[Exception], ...] = (
             self._botocore.BotoCoreError,

@@ -177,5 +177,5 @@ def advice(bucket: Bucket, error: BucketError) -> MailError:
     elif error.status in {301, 307, 400}:
         why = f"{error.code}: {error.text}; is region={options.region or '...'} right?"
     else:
-        why = f"{error}: {error.text}" if error.text else str(error)
+        why = str(error)
     return MailError(Kind.UNAVAILABLE, f"blobs: {options.place}: {why}")

@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import ssl
+import sys
 
 import pytest
 
@@ -14,6 +15,7 @@ from mailserverd.cli.selfsigned import self_signed
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
 from storage.blobs.s3 import bucket
+from storage.blobs.s3.errors import BucketError, Errors
 from storage.blobs.s3.layout import key_of
 from storage.blobs.s3.url import open_blobs, size_of
 from tests.lib import seaweedfs
@@ -387,3 +389,16 @@ def test_a_service_that_cannot_be_reached_is_named():
             asyncio.run(work)
         assert caught.value.kind is Kind.UNAVAILABLE
         assert caught.value.text.startswith(f"blobs: s3://mail/x at {endpoint}: it can")
+
+
+def test_what_the_service_says_is_said_once():
+    error = BucketError("InternalError", 500, "please try again")
+    assert str(error) == "InternalError (500): please try again"
+    assert str(BucketError("NoAnswer")) == "NoAnswer"
+
+
+def test_boto3_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(MailError) as caught:
+        Errors()
+    assert "pip install 'mailserverd[s3]'" in caught.value.text
