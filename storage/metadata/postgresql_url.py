@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 log = get_logger("storage")
 
 OLDEST = 13  # the first release that we know to work
+LOOK_LIMIT = 10.0  # seconds for each thing that is asked of a server at the start
 SURVEY = """
 SELECT current_setting('server_encoding'), current_setting('server_version_num')::int,
        current_setting('synchronous_commit'), current_setting('fsync'),
@@ -228,6 +229,7 @@ async def _connect(target: Target) -> asyncpg.Connection[Any]:
             target.dsn,
             timeout=CONNECT_LIMIT,
             statement_cache_size=0,
+            command_timeout=LOOK_LIMIT,
             server_settings={"application_name": "mailserverd"},
         )
     except (*DRIVER, ValueError) as error:

@@ -10,7 +10,7 @@ import pytest
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.ports import SystemClock
 from storage.engines import open_database
-from storage.metadata import check, messages, postgresql_link
+from storage.metadata import check, messages, postgresql_link, postgresql_url
 from storage.metadata.counters import LOST
 from storage.metadata.deliver import add_email, prepare_account
 from storage.model import NewAccount
@@ -151,3 +151,18 @@ def test_a_server_that_greets_and_says_no_more_is_given_up(proxy, monkeypatch):
             await database.write(add_email, 1, delivery(3))
 
     asyncio.run(run())
+
+
+def test_opening_gives_up_on_a_server_that_greets_and_says_no_more(proxy, monkeypatch):
+    monkeypatch.setattr(postgresql_url, "LOOK_LIMIT", 0.2)
+    monkeypatch.setattr(postgresql_url, "CONNECT_LIMIT", 3.0)  # to close, too
+    proxy.deaf = True
+
+    async def run():
+        async with asyncio.timeout(30), opened(proxy.url(proxy.name)):
+            pass
+
+    with pytest.raises(MailError) as caught:
+        asyncio.run(run())
+    assert caught.value.kind is Kind.UNAVAILABLE
+    assert "is PostgreSQL running there?" in caught.value.text
