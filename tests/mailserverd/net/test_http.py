@@ -15,6 +15,7 @@ from mailserverd.net.http_channel import FrontSettings
 from mailserverd.net.http_metrics import MetricsSite
 from protocols.web import Response
 from tests.lib.reactor import listen, run_with_reactor
+from tests.lib.waiting import until
 
 
 class Site:
@@ -258,10 +259,11 @@ async def test_reading_waits_for_admission(site):
     _, writer = await connect(site)
     body = b"b" * 990_000
     writer.write(request("POST", "/echo", "Authorization: yes", body=body))
+    await until(lambda: site.factory._open)
+    (channel,) = site.factory._open
+    await until(lambda: channel.requests and channel.requests[0]._spool.size)
     await asyncio.sleep(0.1)
-    channel = next(iter(site.factory._open))
-    taken = channel.requests[0]._spool.size
-    assert taken <= 300_000
+    assert channel.requests[0]._spool.size <= 300_000
     site.let_in.set()
     await writer.drain()
     writer.close()
