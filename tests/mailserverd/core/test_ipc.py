@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import pathlib
 import pickle
@@ -11,22 +12,15 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 
 from mailserverd.core import ipc, sockets
 from mailserverd.core.errors import Kind, MailError
 from tests.lib.sharing import run_dir
+from tests.lib.waiting import until
 
 LIMIT = 20.0
-
-
-async def until(check):
-    end = time.monotonic() + LIMIT
-    while not check():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.002)
 
 
 async def end(server, *peers):
@@ -402,5 +396,36 @@ def test_a_link_is_made_again_whenever_it_was_lost():
             waiting.cancel()
             await link.close()
             assert len(downs) == 3
+
+    asyncio.run(run())
+
+
+def test_a_call_that_is_cancelled_just_as_the_link_is_made_ends():
+    """asyncio.wait_for of Python 3.11 would go on with what it waited for."""
+    calls, loops = [], []
+
+    def cancel_after(turns, _peer):
+        if turns:
+            loops[0].call_soon(cancel_after, turns - 1, None)
+        else:
+            calls[-1].cancel()
+
+    async def never(_peer):
+        await asyncio.Event().wait()
+
+    async def run():
+        loops.append(asyncio.get_running_loop())
+        with run_dir() as place:
+            for turns in range(6):
+                up = functools.partial(cancel_after, turns)
+                link = ipc.Link(place / "s", up=up)
+                calls.append(asyncio.create_task(link.call("never", wait=LIMIT)))
+                await asyncio.sleep(0)
+                server = await ipc.listen(place / "s", {"never": never})
+                await asyncio.wait(calls, timeout=LIMIT)
+                assert calls[-1].cancelled(), turns
+                await link.close()
+                server.close()
+                await until(lambda server=server: not server.peers)
 
     asyncio.run(run())
