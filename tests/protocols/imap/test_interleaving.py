@@ -152,7 +152,7 @@ class Swapper(Player):
                 self.modseqs[uid] = int(match[1])
 
     async def step(self) -> None:
-        uid = self.random.choice(self.uids) if self.uids else None
+        uid = self.random.choice(self.uids[:4]) if self.uids else None
         if uid not in self.modseqs or self.random.random() < 0.3:
             await super().step()
             return
