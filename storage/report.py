@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from mailserverd.core.errors import Kind, MailError
+from mailserverd.core.log import get_logger
 from mailserverd.core.metrics import counter
 
 if TYPE_CHECKING:
+    from storage.model import BlobRef
     from storage.segments import Damage
 
-
+log = get_logger("blobs")
 PUTS = counter("blob_puts", "Blobs stored")
 SYNCS = counter("blob_syncs", "Syncs of the blob store: fdatasync calls, or PUTs")
 
@@ -45,3 +48,15 @@ class BlobStats:
     puts: int
     batches: int
     syncs: int
+
+
+def damaged(ref: BlobRef, error: Exception) -> MailError:
+    """Log damage and return what the caller is told."""
+    log.error(
+        "blob-damaged",
+        segment=ref.segment,
+        offset=ref.offset,
+        hash=ref.hash.hex(),
+        error=str(error),
+    )
+    return MailError(Kind.UNAVAILABLE, "message store is damaged", damaged=True)

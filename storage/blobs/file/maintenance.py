@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from storage.blobs.file.layout import GONE, OPEN, SEALED, Layout
-from storage.blobs.file.reader import Reader, damaged
-from storage.report import SegmentInfo
+from storage.report import SegmentInfo, damaged
 from storage.segments import (
     RECORD_HEADER,
     Found,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from storage.blobs.file.appender import Appender
+    from storage.blobs.file.reader import Reader
     from storage.model import BlobRef
     from storage.report import SegmentReport
 

@@ -13,9 +13,9 @@ import zlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from storage.blobs.file.layout import Layout, failure
+from storage.report import damaged
 from storage.segments import (
     RAW,
     RECORD_HEADER,
@@ -166,18 +166,6 @@ def _checked_content(data: bytes, ref: BlobRef) -> bytes:
     if zlib.crc32(payload) != record.crc:
         raise SegmentError("payload has a wrong checksum")
     return unpack(payload, ref.codec, ref.size)
-
-
-def damaged(ref: BlobRef, error: Exception) -> MailError:
-    """Log damage and return what the caller is told."""
-    log.error(
-        "blob-damaged",
-        segment=ref.segment,
-        offset=ref.offset,
-        hash=ref.hash.hex(),
-        error=str(error),
-    )
-    return MailError(Kind.UNAVAILABLE, "message store is damaged", damaged=True)
 
 
 class ContentCache:

@@ -17,9 +17,9 @@ from storage.blobs.file.files import Files
 from storage.blobs.file.group import GroupCommit
 from storage.blobs.file.layout import Layout, failure
 from storage.blobs.file.maintenance import Maintenance
-from storage.blobs.file.reader import Reader, damaged
+from storage.blobs.file.reader import Reader
 from storage.blobs.file.recovery import give_back, recover
-from storage.report import PUTS, BlobStats
+from storage.report import PUTS, BlobStats, damaged
 from storage.segments import (
     RAW,
     RECORD_HEADER,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from mailserverd.core.log import get_logger
 from storage.blobs.s3.errors import BEYOND, ENDS, MISSING, BucketError
 from storage.blobs.s3.layout import key_of, listed
-from storage.blobs.s3.reader import Span, check, damaged, join
+from storage.blobs.s3.reader import Span, check, join
+from storage.report import damaged
 from storage.segments import (
     RECORD_HEADER,
     Payload,

@@ -19,6 +19,7 @@ from mailserverd.core.log import get_logger
 from storage.blobs.s3.cache import READS
 from storage.blobs.s3.errors import BEYOND, ENDS, MISSING, BucketError
 from storage.blobs.s3.layout import key_of
+from storage.report import damaged
 from storage.segments import (
     RECORD_HEADER,
     SegmentError,
@@ -398,15 +399,3 @@ def failed(ref: BlobRef, error: BucketError) -> MailError:
     if error.code in {ENDS, BEYOND}:
         return damaged(ref, error)
     return error.told("message store failed")
-
-
-def damaged(ref: BlobRef, error: Exception) -> MailError:
-    """Log damage and return what the caller is told."""
-    log.error(
-        "blob-damaged",
-        segment=ref.segment,
-        offset=ref.offset,
-        hash=ref.hash.hex(),
-        error=str(error),
-    )
-    return MailError(Kind.UNAVAILABLE, "message store is damaged", damaged=True)
