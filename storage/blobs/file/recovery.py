@@ -65,6 +65,7 @@ def _recover(layout: Layout, appender: Appender, number: int, fd: int) -> None:
         return files.read(fd, length, offset)
 
     if _is_sealed(read_at, size):
+        files.sync(fd)  # whoever wrote the footer may have died before that
         files.close(fd)
         files.rename(layout.path(number, OPEN), layout.path(number, SEALED))
         return

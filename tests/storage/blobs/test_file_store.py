@@ -23,7 +23,7 @@ from tests.lib.blobs import (
     segment_files,
     verified,
 )
-from tests.lib.disk import Files
+from tests.lib.disk import Files, RecordingFiles
 
 # --- group commit ---
 
@@ -287,7 +287,16 @@ def test_a_segment_that_holds_nothing_is_removed(tmp_path):
 def test_sealing_that_a_crash_interrupted_is_completed(tmp_path):
     refs = put_some(tmp_path, 200)
     sealed = tmp_path / "0000000001.seg"
-    sealed.rename(tmp_path / "0000000001.open")
+    unsealed = sealed.rename(tmp_path / "0000000001.open")
+    files = RecordingFiles()
+
+    async def recover():
+        async with opened(tmp_path, files=files):
+            pass
+
+    asyncio.run(recover())
+    calls = [op for op in files.log if str(unsealed) in op]
+    assert [op[0] for op in calls] == ["sync", "rename"]
     read_some(tmp_path, refs)
     assert sealed.exists()
 
