@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _a, _b = ACCOUNT.c, MAILBOX.c
 _mine = _a.account_id == p("a")
+KINDS = ("mailbox", "email", "thread", "identity", "submission")  # that have states
 LAST = Sql(select(_a.last_uidvalidity, _a.last_mailbox).where(_mine))
 RAISE = Sql(
     update(ACCOUNT)
@@ -23,8 +24,8 @@ RAISE = Sql(
     .values(
         epoch=_a.epoch + 1,
         last_uidvalidity=p("last"),
-        mailbox_modseq=_a.modseq,
         tombstone_floor=_a.modseq,
+        **{f"{kind}_modseq": _a.modseq for kind in KINDS},
     )
 )
 RENEW = Sql(

@@ -23,7 +23,14 @@ def test_a_raised_epoch_makes_everything_new():
     assert min(validities) > max(box.uidvalidity for box in before.values())
     assert shard.run(mailboxes.create, NewMailbox("x"))[0].uidvalidity > max(validities)
     assert not shard.run(messages.delta, (1, state.modseq)).complete
-    with pytest.raises(MailError) as caught:
-        shard.run(changes.emails, Since(state.modseq))
-    assert caught.value.kind is Kind.CANNOT_CALCULATE_CHANGES
+    for unit in (
+        changes.mailboxes,
+        changes.emails,
+        changes.threads,
+        changes.identities,
+        changes.submissions,
+    ):
+        with pytest.raises(MailError) as caught:
+            shard.run(unit, Since(state.modseq))
+        assert caught.value.kind is Kind.CANNOT_CALCULATE_CHANGES
     assert shard.run(check.check_account) == ()
