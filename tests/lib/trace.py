@@ -212,28 +212,30 @@ class Sent:
     """What the daemon sent on one connection, and when each octet left."""
 
     data: bytes
-    pieces: tuple[tuple[int, int, int], ...]  # end in ``data``, entry, exit
+    pieces: tuple[tuple[int, int], ...]  # end in ``data``, entry
 
     def when(self, text: bytes) -> int:
         """Return when the call began that sent the last octet of ``text``."""
         at = self.data.find(text)
         assert at >= 0, f"{text!r} was not sent: {self.data[-300:]!r}"
         end = at + len(text)
-        return next(entry for piece, entry, _ in self.pieces if piece >= end)
+        return next(entry for piece, entry in self.pieces if piece >= end)
 
     def last_before(self, moment: int) -> int:
-        """Return when the last call before a moment began to send."""
-        return max(entry for _, entry, exit_ in self.pieces if exit_ < moment)
+        """Return when the last call before a moment began to send.
+
+        It need not be over: what the peer does next may come first.
+        """
+        return max(entry for _, entry in self.pieces if entry < moment)
 
 
 def sent(all_calls: list[Call]) -> dict[tuple[int, int], Sent]:
     """Return what was sent by (our port, the peer's port)."""
     data: dict[tuple[int, int], bytearray] = {}
-    pieces: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    pieces: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for call in all_calls:
         if call.ports != (0, 0) and call.data:
             buffer = data.setdefault(call.ports, bytearray())
             buffer += call.data
-            piece = len(buffer), call.entry, call.exit
-            pieces.setdefault(call.ports, []).append(piece)
+            pieces.setdefault(call.ports, []).append((len(buffer), call.entry))
     return {ports: Sent(bytes(b), tuple(pieces[ports])) for ports, b in data.items()}
