@@ -27,7 +27,11 @@ def blob_commands(graph: Graph) -> dict[str, Callable[..., Awaitable[Any]]]:
         return await inspection.verify(_positive("rate", rate), progress)
 
     async def stats(progress: Progress, rate: int = RATE) -> dict[str, Any]:
-        return await inspection.stats(_positive("rate", rate), progress)
+        found = await inspection.stats(_positive("rate", rate), progress)
+        counted = await graph.counted()  # since the start, in all processes
+        puts, syncs = int(counted.blobs), int(counted.blob_syncs)
+        each = syncs / puts if puts else 0.0
+        return {**found, "puts": puts, "syncs": syncs, "syncs_per_put": each}
 
     async def compact(
         progress: Progress,

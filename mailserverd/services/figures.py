@@ -21,7 +21,11 @@ INTERVAL = 5.0
 DEPTH = gauge("queue_recipients", "Recipients in the queue", ("state",))
 AGE = gauge("queue_oldest_seconds", "Age of the oldest unfinished message")
 ACCEPTANCES = gauge("queue_acceptances", "Acceptances not yet applied everywhere")
-SYNC_COUNTERS = {"mailserverd_blob_syncs_total", "mailserverd_metadata_commits_total"}
+COUNTERS = {
+    "mailserverd_blob_puts_total": "blobs",
+    "mailserverd_blob_syncs_total": "blob_syncs",
+    "mailserverd_metadata_commits_total": "commits",
+}
 SYNCS = gauge("syncs_per_message", "Blob and metadata syncs per stored blob")
 
 
@@ -30,15 +34,20 @@ class Counted:
     """What was stored since the start, and with how many syncs."""
 
     blobs: float = 0.0
-    syncs: float = 0.0  # of blobs and of metadata
+    blob_syncs: float = 0.0
+    commits: float = 0.0  # of metadata: a sync each
 
     def __add__(self, other: Counted) -> Counted:
-        return Counted(self.blobs + other.blobs, self.syncs + other.syncs)
+        return Counted(
+            self.blobs + other.blobs,
+            self.blob_syncs + other.blob_syncs,
+            self.commits + other.commits,
+        )
 
     @property
     def syncs_per_message(self) -> float:
         """Under load it falls well below 1: that is what group commit is for."""
-        return self.syncs / self.blobs if self.blobs else 0.0
+        return (self.blob_syncs + self.commits) / self.blobs if self.blobs else 0.0
 
 
 async def counted_here() -> Counted:
@@ -48,14 +57,12 @@ async def counted_here() -> Counted:
 
 def counted() -> Counted:
     """Return what this process counted."""
-    blobs = syncs = 0.0
+    sums = dict.fromkeys(COUNTERS.values(), 0.0)
     for metric in REGISTRY.collect():
         for sample in metric.samples:
-            if sample.name == "mailserverd_blob_puts_total":
-                blobs += sample.value
-            elif sample.name in SYNC_COUNTERS:
-                syncs += sample.value
-    return Counted(blobs, syncs)
+            if sample.name in COUNTERS:
+                sums[COUNTERS[sample.name]] += sample.value
+    return Counted(**sums)
 
 
 async def watch_queue(

@@ -63,8 +63,7 @@ class Inspection:
     async def stats(self, rate: int, progress: Progress) -> dict[str, Any]:
         """Return what the store holds, and what of it is needed.
 
-        ``live`` and ``garbage`` are octets, as after a run of the collector;
-        ``puts`` and ``syncs`` are counted since the store was opened.
+        ``live`` and ``garbage`` are octets, as after a run of the collector.
         """
         pace, segments = Pace(rate, self._clock), await self._blobs.segments()
         octets = live = records = needed = 0
@@ -78,7 +77,6 @@ class Inspection:
             records += held.records
             needed += len(held.needed)
             progress({"segment": count, "of": len(segments), "records": records})
-        counted = self._blobs.stats()
         return {
             "segments": len(segments),
             "unsealed": sum(not info.sealed for info in segments),
@@ -88,7 +86,4 @@ class Inspection:
             "records": records,
             "live_records": needed,
             "average_record": octets // records if records else 0,
-            "puts": counted.puts,
-            "syncs": counted.syncs,
-            "syncs_per_put": counted.syncs / counted.puts if counted.puts else 0.0,
         }

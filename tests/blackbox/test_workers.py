@@ -259,6 +259,15 @@ def test_a_limit_per_client_holds_for_all_workers_together(
         assert sum(one.greeting[0] == 220 for one in held) == 10
 
 
+def test_what_all_workers_store_is_counted_together(ours: daemon.Daemon) -> None:
+    for _ in range(4):
+        with Smtp(ours.port(25)) as client:
+            assert client.message(MESSAGE, BOB)[0] == 250
+    stats = ours.command("storage", "blobs", "stats")
+    assert (stats["puts"], stats["records"]) == (4, 4)
+    assert stats["syncs"] > 0  # those of each new segment among them
+
+
 def test_guesses_at_all_workers_are_counted_together(ours: daemon.Daemon) -> None:
     """After six, at whatever worker, one has to wait."""
     refused: list[dict[str, Any]] = []
