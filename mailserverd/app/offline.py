@@ -22,6 +22,11 @@ if TYPE_CHECKING:
         [str, dict[str, Any], Callable[[dict[str, Any]], None]], Awaitable[Any]
     ]
 
+UNHEARD = (
+    ", which does not listen at control.sock: it is starting or stopping, or the "
+    "socket was removed and it has to be restarted"
+)
+
 
 @contextlib.asynccontextmanager
 async def commands(settings: Settings, clock: Clock) -> AsyncIterator[Commands]:
@@ -42,7 +47,7 @@ async def offline(settings: Settings, *, make: bool = False) -> AsyncIterator[Ha
     """
     clock = SystemClock()
     log.configure("warning", "text")
-    with data_lock(settings):
+    with data_lock(settings, UNHEARD):
         if make:
             await make_missing(settings, clock)
 

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def data_lock(settings: Settings) -> Iterator[pathlib.Path]:
-    """Hold ``DATA_DIR/lock``: one daemon, or one command beside none, at a time."""
+def data_lock(settings: Settings, hint: str = "") -> Iterator[pathlib.Path]:
+    """Hold ``DATA_DIR/lock``: one daemon, or one command beside none, at a time.
+
+    UNAVAILABLE, with the hint, while another process holds it.
+    """
     base = pathlib.Path(settings.server.data_dir)
     try:
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -49,7 +52,7 @@ def data_lock(settings: Settings) -> Iterator[pathlib.Path]:
         yield base
     except BlockingIOError as error:
         raise MailError(
-            Kind.UNAVAILABLE, f"{base} is in use by another mailserverd process"
+            Kind.UNAVAILABLE, f"{base} is in use by another mailserverd process{hint}"
         ) from error
     finally:
         os.close(descriptor)

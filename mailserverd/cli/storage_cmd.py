@@ -33,11 +33,17 @@ def status(config: str, as_json: bool) -> None:
         common.table(tuple(key.upper() for key in keys), [tuple(c) for c in cells])
         for row in rows:
             if row["problem"]:
-                click.echo(f"{row['name']}: {row['problem']}", err=True)
+                _complain(row)
 
     rows = common.run(config, "storage.status", as_json=as_json, show=show)
     if any(row["problem"] for row in rows):
         sys.exit(1)
+
+
+def _complain(row: dict[str, Any]) -> None:
+    """Print what is wrong with a database, which some texts name themselves."""
+    name = f"{row['name']}: "
+    click.echo(name + row["problem"].removeprefix(name), err=True)
 
 
 def _cell(value: object) -> object:
@@ -64,7 +70,7 @@ def migrate(accept: str, dry_run: bool, config: str, as_json: bool) -> None:
     def show(rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if row["problem"]:
-                click.echo(f"{row['name']}: {row['problem']}", err=True)
+                _complain(row)
             else:
                 before = row["before"] or "none"
                 click.echo(f"{row['name']:12} {before} -> {row['after']}")

@@ -66,8 +66,15 @@ def test_the_data_is_locked_for_others(settings: Settings) -> None:
         assert b"BlockingIOError" in done.stderr
         with pytest.raises(MailError, match="in use by another"), data_lock(settings):
             pass
+        with pytest.raises(MailError, match=r"control\.sock: it is starting"):
+            asyncio.run(command(settings))
     with data_lock(settings):
         pass
+
+
+async def command(settings: Settings) -> None:
+    async with offline(settings) as handler:
+        await handler("storage.status", {}, lambda _: None)
 
 
 def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: pathlib.Path) -> None:

@@ -19,7 +19,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mailserverd.cli import common, main
+from mailserverd.cli import common, main, storage_cmd
 from tests.lib import daemon
 from tests.lib.clients import Smtp
 
@@ -393,6 +393,12 @@ def test_tables_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     common.table(("NAME", "REPLY"), [cells])
     shown = capsys.readouterr().out
     assert all(cell in shown for cell in cells), shown
+
+
+def test_a_database_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for problem in ("no answer in time", "blobs: no answer in time"):
+        storage_cmd._complain({"name": "blobs", "problem": problem})
+    assert capsys.readouterr().err == "blobs: no answer in time\n" * 2
 
 
 def test_a_wrong_configuration_has_its_own_code(tmp_path: pathlib.Path) -> None:
