@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mailserverd.core.errors import Kind, MailError
 from mailserverd.core.log import get_logger
 from mailserverd.core.metrics import gauge
-from storage.metadata import accounts, known_shards, queue_admin
+from storage.metadata import accounts, directory_read, queue_admin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,12 @@ ANSWER_LIMIT = 2.0  # seconds
 STUCK = 30.0  # seconds after which a batch under way is a fault
 INTERVAL = 5.0  # seconds between looks
 UP = gauge("database_up", "1 while a database answers", ("database",))
-ASK = {"directory": known_shards.known, "queue": queue_admin.stats}
+# Asked every few seconds: nothing whose cost grows with the number of accounts.
+ASK = {
+    "directory": (directory_read.is_domain, ""),
+    "queue": (queue_admin.stats, None),
+}
+SHARD = accounts.exists, None
 log = get_logger("storage")
 
 
@@ -27,10 +32,11 @@ async def problem_of(database: Database) -> str:
     """Return why a database cannot be used just now; "" when it can."""
     if (seconds := database.stuck_for()) > STUCK:
         return f"a change has been waiting for {seconds:.0f} seconds"
-    work: Any = ASK.get(database.name, accounts.exists)
+    work: Any
+    work, args = ASK.get(database.name, SHARD)
     try:
         async with asyncio.timeout(ANSWER_LIMIT):
-            await database.read(work, 0, None)
+            await database.read(work, 0, args)
     except TimeoutError:
         return "no answer in time"
     except MailError as error:
