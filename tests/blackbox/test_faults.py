@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lib import daemon, imap_syntax
+from tests.lib import daemon
 from tests.lib.clients import Imap, Jmap, Smtp
 from tests.lib.waiting import eventually
 
@@ -59,9 +59,7 @@ class World:
 
     def subjects(self, user: str) -> list[str]:
         with self.imap(user) as imap:
-            imap.ok("EXAMINE INBOX")
-            found = [imap_syntax.fetch(r) for r in imap.ok("UID FETCH 1:* (ENVELOPE)")]
-        return [items[b"ENVELOPE"][1].decode() for _, items in found]  # type: ignore[index]
+            return imap.subjects()
 
     def faults(self) -> Any:
         return self.ours.command("storage", "check", check=False)["faults"]

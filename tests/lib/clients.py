@@ -15,6 +15,8 @@ import ssl
 import urllib.parse
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.lib import imap_syntax
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -249,6 +251,13 @@ class Imap(Stream):
                 head, _, rest = response.partition(b"}\r\n")
                 found.append(rest[: int(head.rpartition(b"{")[2])])
         return found
+
+    def subjects(self, mailbox: str = "INBOX") -> list[str]:
+        """Return the subjects of a mailbox's messages, oldest first."""
+        self.ok(f"EXAMINE {mailbox}")
+        said = self.ok("UID FETCH 1:* (ENVELOPE)")  # EXISTS, when one just comes
+        found = [imap_syntax.fetch(one)[1] for one in said if b" FETCH (" in one]
+        return [items[b"ENVELOPE"][1].decode() for items in found]  # type: ignore[index]
 
 
 class Jmap:

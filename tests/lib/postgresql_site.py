@@ -6,7 +6,7 @@ import contextlib
 import urllib.parse
 from typing import TYPE_CHECKING, Any
 
-from tests.lib import daemon, imap_syntax, postgresql
+from tests.lib import daemon, postgresql
 from tests.lib.clients import Imap, Smtp
 from tests.lib.databases import Postgresql
 
@@ -36,9 +36,7 @@ def deliver(ours: daemon.Daemon, token: str, *to: str) -> tuple[int, str]:
 def subjects(ours: daemon.Daemon, user: str = ALICE) -> list[str]:
     """Return the subjects in the inbox, oldest first."""
     with Imap(ours.port(143), user, PASSWORD) as imap:
-        imap.ok("EXAMINE INBOX")
-        found = [imap_syntax.fetch(r) for r in imap.ok("UID FETCH 1:* (ENVELOPE)")]
-    return [items[b"ENVELOPE"][1].decode() for _, items in found]  # type: ignore[index]
+        return imap.subjects()
 
 
 def faults(ours: daemon.Daemon) -> Any:
